@@ -1,0 +1,100 @@
+//! Bytes on their way into a store. Must never hand out more bytes than the digest has.
+
+use super::{BlobError, Result};
+use crate::{
+    digest::{Digest, Hasher},
+    env::clock::Clock,
+};
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use std::{pin::pin, time::Duration};
+
+/// Where a store takes a blob's bytes from.
+pub enum Source {
+    /// All of them.
+    Bytes(Bytes),
+    /// A piece at a time.
+    Chunks(Chunks),
+}
+
+/// What an uploader sends.
+#[derive(Debug)]
+pub enum Chunk {
+    /// The next bytes, in pieces as they came.
+    Bytes(Vec<Bytes>),
+    /// There are no more.
+    End,
+}
+
+/// The receiving end of an upload.
+pub struct Chunks {
+    digest: Digest,
+    receiver: async_channel::Receiver<Chunk>,
+    clock: Clock,
+    idle: Duration,
+    received: u64,
+    hasher: Option<Hasher>,
+}
+
+impl Chunks {
+    /// The upload of `digest` from `receiver`, given up after `idle` without a chunk.
+    #[must_use]
+    pub const fn new(
+        digest: Digest,
+        receiver: async_channel::Receiver<Chunk>,
+        clock: Clock,
+        idle: Duration,
+    ) -> Self {
+        Self { digest, receiver, clock, idle, received: 0, hasher: None }
+    }
+
+    /// The same, whose end is an error where the bytes are not those of `digest`.
+    #[must_use]
+    pub fn verifying(mut self, digest: Digest) -> Self {
+        self.digest = digest;
+        self.hasher = Some(Hasher::new(digest.function()));
+        self
+    }
+
+    /// The next bytes; `None` after the last.
+    ///
+    /// # Errors
+    /// `Incomplete` where the sender left or stalled, `Mismatch` where there are too many, too few
+    /// or other bytes than the digest says.
+    pub async fn next(&mut self) -> Result<Option<Vec<Bytes>>> {
+        let received = {
+            let next = pin!(self.receiver.recv());
+            let idle = pin!(self.clock.sleep(self.idle));
+            match select(next, idle).await {
+                Either::Left((received, _)) => received.ok(),
+                Either::Right(_) => None,
+            }
+        };
+        match received {
+            None => Err(BlobError::Incomplete(self.digest)),
+            Some(Chunk::End) => self.end().map(|()| None),
+            Some(Chunk::Bytes(pieces)) => self.take(&pieces).map(|()| Some(pieces)),
+        }
+    }
+
+    fn take(&mut self, pieces: &[Bytes]) -> Result<()> {
+        self.received += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        if self.received > self.digest.size() {
+            return Err(BlobError::Mismatch(self.digest));
+        }
+        if let Some(hasher) = &mut self.hasher {
+            for piece in pieces {
+                hasher.update(piece);
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let right = match self.hasher.take() {
+            Some(hasher) => hasher.finish() == self.digest,
+            None => self.received == self.digest.size(),
+        };
+        if right { Ok(()) } else { Err(BlobError::Mismatch(self.digest)) }
+    }
+}

@@ -1,0 +1,236 @@
+//! The `!Send` side of the seam: serves one core's inbox. Must never serve more at a time than
+//! its bounds say; what waits beyond them waits in the inbox, and what does not fit there is
+//! refused by the handle.
+
+use super::{
+    handle::Inbox,
+    request::{Attached, Reply, Request, UploadName},
+};
+use crate::{
+    blob::{
+        BlobError, BlobStore, Body, Result, Source,
+        source::{Chunk, Chunks},
+    },
+    digest::Digest,
+    env::Env,
+    limits::{IO_BYTES, Limits, UPLOAD_CHUNKS_MAX},
+    shard::Shard,
+};
+use bytes::{Bytes, BytesMut};
+use futures_util::{
+    future::{LocalBoxFuture, join_all},
+    stream::{FuturesUnordered, Stream, StreamExt},
+};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// How much may be lost to a power failure where durability is `epoch`.
+const EPOCH: Duration = Duration::from_secs(1);
+
+/// One core's store, and the uploads that are open on it.
+pub(super) struct Pump<S> {
+    pub(super) store: S,
+    pub(super) shard: Rc<Shard>,
+    pub(super) env: Rc<Env>,
+    pub(super) limits: Limits,
+    pub(super) uploads: RefCell<HashMap<UploadName, OpenUpload>>,
+}
+
+/// An upload in parts, as its owner sees it.
+pub(super) struct OpenUpload {
+    committed: Arc<AtomicU64>,
+    /// Absent while a connection holds it.
+    parked: Option<Attached>,
+}
+
+/// What one poll of the pump found.
+enum Turn {
+    Received(Request),
+    Finished,
+    Closed,
+}
+
+impl<S: BlobStore> Pump<S> {
+    /// Serves until the inbox is closed and nothing is in flight.
+    pub(super) async fn run(&self, inbox: Inbox) {
+        let mut requests = Box::pin(inbox.requests);
+        let mut in_flight = FuturesUnordered::new();
+        let mut uploads: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
+        loop {
+            let turn = std::future::poll_fn(|cx| {
+                let busy = in_flight.len() >= self.limits.in_flight_max;
+                poll_turn(&mut in_flight, &mut uploads, requests.as_mut(), busy, cx)
+            })
+            .await;
+            match turn {
+                Turn::Finished => {}
+                Turn::Closed if in_flight.is_empty() => break,
+                Turn::Closed => drop(in_flight.next().await),
+                Turn::Received(Request::Attach { name, digest, reply }) => {
+                    if let Some(upload) = self.attach(name, digest, reply) {
+                        uploads.push(Box::pin(upload));
+                    }
+                }
+                Turn::Received(request) => in_flight.push(self.serve(request)),
+            }
+        }
+    }
+
+    /// Makes what was acknowledged durable at least once an epoch; never ends.
+    pub(super) async fn sync_epochs(&self) {
+        loop {
+            self.env.clock.sleep(EPOCH).await;
+            self.shard.sync_epoch().await;
+        }
+    }
+
+    /// One request, from its variant to its reply.
+    async fn serve(&self, request: Request) {
+        match request {
+            Request::FindMissing { digests, reply } => {
+                drop(reply.send(self.store.find_missing(digests).await));
+            }
+            Request::Get { digest, reply } => drop(reply.send(self.store.get(digest).await)),
+            Request::GetMany { digests, reply } => {
+                let reads = digests.into_iter().map(|digest| self.read(digest, u64::MAX));
+                drop(reply.send(join_all(reads).await));
+            }
+            Request::Put { digest, bytes, reply } => {
+                drop(reply.send(self.store.put(digest, Source::Bytes(bytes)).await));
+            }
+            Request::PutMany { blobs, reply } => {
+                let puts = blobs
+                    .into_iter()
+                    .map(|(digest, bytes)| self.store.put(digest, Source::Bytes(bytes)));
+                drop(reply.send(join_all(puts).await));
+            }
+            Request::Read { digest, size_max, reply } => {
+                drop(reply.send(self.read(digest, size_max).await));
+            }
+            Request::Link { wanted, reply } => drop(reply.send(self.shard.link(wanted).await)),
+            Request::Adopt { digest, file, executable, reply } => {
+                drop(reply.send(self.shard.adopt(digest, file, executable).await));
+            }
+            Request::GetAction { key, reply } => {
+                drop(reply.send(self.shard.get_action(&key).await));
+            }
+            Request::PutAction { key, bytes, reply } => {
+                drop(reply.send(self.shard.put_action(&key, &bytes).await));
+            }
+            other => self.note(other),
+        }
+    }
+
+    /// Requests that are served at once.
+    fn note(&self, request: Request) {
+        match request {
+            Request::Park { name, attached } => {
+                if let Some(upload) = self.uploads.borrow_mut().get_mut(&name) {
+                    upload.parked = Some(attached);
+                }
+            }
+            Request::UploadStatus { name, reply } => {
+                let uploads = self.uploads.borrow();
+                let committed = uploads.get(&name).map(|up| up.committed.load(Ordering::Acquire));
+                let _ = reply.send(committed);
+            }
+            Request::Checked { digest, good } => self.shard.checked(digest, good),
+            Request::CompleteAction { key, generation } => {
+                self.shard.complete_action(&key, generation);
+            }
+            _ => unreachable!("serve() answers all others"),
+        }
+    }
+
+    /// The whole blob, wherever it lies.
+    async fn read(&self, digest: Digest, size_max: u64) -> Result<Bytes> {
+        if digest.size() > size_max {
+            return Err(BlobError::TooLarge { size: digest.size(), size_max });
+        }
+        let extent = match self.store.get(digest).await? {
+            Body::Bytes(bytes) => return Ok(bytes),
+            Body::Extent(extent) => extent,
+        };
+        let size = usize::try_from(digest.size())
+            .map_err(|_| BlobError::TooLarge { size: digest.size(), size_max })?;
+        let mut whole = BytesMut::with_capacity(size);
+        while whole.len() < size {
+            let length = IO_BYTES.min(size - whole.len());
+            let position = whole.len() as u64;
+            whole.extend_from_slice(&self.env.disk.read(&extent.file, position, length).await?);
+        }
+        let whole = whole.freeze();
+        if !extent.verified {
+            let good = Digest::of(&whole) == digest;
+            self.shard.checked(digest, good);
+            if !good {
+                return Err(BlobError::NotFound(digest));
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Answers who wants to send; the future that takes what is sent, where it is a fresh upload.
+    fn attach(
+        &self,
+        name: UploadName,
+        digest: Digest,
+        reply: Reply<Result<Attached>>,
+    ) -> Option<impl Future<Output = ()>> {
+        let mut uploads = self.uploads.borrow_mut();
+        if let Some(open) = uploads.get_mut(&name) {
+            drop(reply.send(open.parked.take().ok_or(BlobError::Overloaded)));
+            return None;
+        }
+        if uploads.len() >= self.limits.uploads_max {
+            drop(reply.send(Err(BlobError::Overloaded)));
+            return None;
+        }
+        let (chunks, receiver) = async_channel::bounded::<Chunk>(UPLOAD_CHUNKS_MAX);
+        let (sender, outcome) = watch::channel(None);
+        let committed = Arc::new(AtomicU64::new(0));
+        uploads.insert(name.clone(), OpenUpload { committed: committed.clone(), parked: None });
+        drop(reply.send(Ok(Attached { chunks, committed, outcome })));
+        let source = Chunks::new(digest, receiver, self.env.clock, self.limits.upload_idle);
+        Some(async move {
+            let stored = self.store.put(digest, Source::Chunks(source)).await;
+            self.uploads.borrow_mut().remove(&name);
+            drop(sender.send(Some(stored)));
+        })
+    }
+}
+
+/// Finished work first, because it makes room; then the next request, if there is room.
+fn poll_turn<F: Future<Output = ()>, G: Future<Output = ()>>(
+    in_flight: &mut FuturesUnordered<F>,
+    uploads: &mut FuturesUnordered<G>,
+    requests: Pin<&mut async_channel::Receiver<Request>>,
+    busy: bool,
+    cx: &mut Context<'_>,
+) -> Poll<Turn> {
+    if let Poll::Ready(Some(())) = in_flight.poll_next_unpin(cx) {
+        return Poll::Ready(Turn::Finished);
+    }
+    if let Poll::Ready(Some(())) = uploads.poll_next_unpin(cx) {
+        return Poll::Ready(Turn::Finished);
+    }
+    if busy {
+        return Poll::Pending;
+    }
+    match requests.poll_next(cx) {
+        Poll::Ready(Some(request)) => Poll::Ready(Turn::Received(request)),
+        Poll::Ready(None) => Poll::Ready(Turn::Closed),
+        Poll::Pending => Poll::Pending,
+    }
+}

@@ -1,0 +1,59 @@
+//! Everything that can cross from one core to another. This enum is the whole list.
+
+use crate::{
+    blob::{Body, Link, Result, source::Chunk},
+    digest::Digest,
+};
+use bytes::Bytes;
+use std::{
+    fs::File,
+    sync::{Arc, atomic::AtomicU64},
+};
+use tokio::sync::{oneshot, watch};
+
+/// Where the owner puts its answer. Dropped by a client that went away.
+pub(super) type Reply<T> = oneshot::Sender<T>;
+
+/// Names an upload in parts: the hash of its resource name.
+pub(super) type UploadName = Box<[u8; 32]>;
+
+/// The key of an action's result: a hash over the instance and the action's digest.
+pub(super) type ActionKey = Box<[u8; 32]>;
+
+/// What one may ask the owner of a digest.
+pub(super) enum Request {
+    FindMissing { digests: Vec<Digest>, reply: Reply<Result<Vec<Digest>>> },
+    Get { digest: Digest, reply: Reply<Result<Body>> },
+    GetMany { digests: Vec<Digest>, reply: Reply<Vec<Result<Bytes>>> },
+    Put { digest: Digest, bytes: Bytes, reply: Reply<Result<()>> },
+    PutMany { blobs: Vec<(Digest, Bytes)>, reply: Reply<Vec<Result<()>>> },
+    Read { digest: Digest, size_max: u64, reply: Reply<Result<Bytes>> },
+    Attach { name: UploadName, digest: Digest, reply: Reply<Result<Attached>> },
+    Park { name: UploadName, attached: Attached },
+    UploadStatus { name: UploadName, reply: Reply<Option<u64>> },
+    Checked { digest: Digest, good: bool },
+    Link { wanted: Vec<(Digest, bool)>, reply: Reply<Result<Vec<Link>>> },
+    Adopt { digest: Digest, file: File, executable: bool, reply: Reply<Result<()>> },
+    GetAction { key: ActionKey, reply: Reply<Result<Option<StoredAction>>> },
+    PutAction { key: ActionKey, bytes: Bytes, reply: Reply<Result<()>> },
+    CompleteAction { key: ActionKey, generation: u64 },
+}
+
+// A request is moved through a queue twice, and every inbox holds thousands: keep it small.
+const _: () = assert!(size_of::<Request>() <= 96);
+
+/// The sending end of an upload, held by one connection at a time.
+pub(super) struct Attached {
+    pub(super) chunks: async_channel::Sender<Chunk>,
+    pub(super) committed: Arc<AtomicU64>,
+    pub(super) outcome: watch::Receiver<Option<Result<()>>>,
+}
+
+/// An encoded ActionResult as the owner keeps it.
+#[derive(Clone, Debug)]
+pub struct StoredAction {
+    /// The encoded message.
+    pub bytes: Bytes,
+    /// The loss generation at which every blob it names was last seen present; 0 = never.
+    pub complete_at: u64,
+}

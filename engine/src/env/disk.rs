@@ -1,0 +1,321 @@
+//! Every way in which a core touches the store's files: the only file that names `glommio::io`.
+//!
+//! Reads try the page cache without waiting (`preadv2(RWF_NOWAIT)`, 0.6 µs) and go through
+//! io_uring when they would wait; writes go through io_uring; names are made and removed by plain
+//! syscalls on the executor's blocking thread, because the kernel punts io_uring's own versions
+//! to slower worker threads. A core's thread must never wait for the disk here.
+
+use crate::limits::IO_BYTES;
+use bytes::Bytes;
+use crossbeam_queue::ArrayQueue;
+use glommio::io::{BufferedFile, OpenOptions};
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags},
+    io::{Errno, ReadWriteFlags},
+};
+use std::{
+    fs::File,
+    io::{self, IoSliceMut},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Read buffers that one core keeps for the next read.
+const POOL_BUFFERS_MAX: usize = 256;
+
+/// The disk as seen by one core.
+pub struct Disk {
+    pool: Pool,
+}
+
+/// A file that is being written.
+pub struct Writing {
+    file: BufferedFile,
+}
+
+impl Disk {
+    /// The disk, for the executor of the calling thread.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { pool: Pool(Arc::new(ArrayQueue::new(POOL_BUFFERS_MAX))) }
+    }
+
+    /// A file of this name that did not exist; 0600.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub async fn create(&self, path: &Path) -> io::Result<Writing> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        let file = options.buffered_open(path).await.map_err(io::Error::from)?;
+        Ok(Writing { file })
+    }
+
+    /// A file without a name in `directory` (O_TMPFILE): what is not published cannot leak.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub async fn temporary(&self, directory: &Path) -> io::Result<Writing> {
+        let mut options = OpenOptions::new();
+        options.write(true).tmpfile(true).tmpfile_linkable(true).mode(0o600);
+        let file = options.buffered_open(directory).await.map_err(io::Error::from)?;
+        Ok(Writing { file })
+    }
+
+    /// Writes all of `bytes` at `position`.
+    ///
+    /// # Errors
+    /// As write(2). A short write of a regular file means a full disk, and is that error.
+    pub async fn write(&self, file: &Writing, bytes: Vec<u8>, position: u64) -> io::Result<()> {
+        let length = bytes.len();
+        let written = file.file.write_at(bytes, position).await.map_err(io::Error::from)?;
+        if written == length { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    }
+
+    /// Makes what was written to `file` survive a power failure.
+    ///
+    /// # Errors
+    /// As fdatasync(2). After an error nothing written to the file may be trusted, and the call
+    /// must not be repeated: the kernel marks the pages clean either way.
+    pub async fn sync(&self, file: &Writing) -> io::Result<()> {
+        file.file.fdatasync().await.map_err(io::Error::from)
+    }
+
+    /// A second way to the same file, to read from; works for files without a name.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub async fn reader(&self, file: &Writing) -> io::Result<Arc<File>> {
+        self.open(PathBuf::from(format!("/proc/self/fd/{}", file.file.as_raw_fd()))).await
+    }
+
+    /// Gives a temporary file its name and its final mode; replaces a file of that name, because
+    /// the index knows nothing of it.
+    ///
+    /// # Errors
+    /// As linkat(2), renameat(2).
+    pub async fn publish(&self, file: Writing, path: PathBuf, mode: u32) -> io::Result<()> {
+        let fd = file.file.as_raw_fd();
+        let published = blocking(move || link_open_file(fd, &path, mode)).await;
+        file.file.close().await.map_err(io::Error::from)?;
+        published
+    }
+
+    /// Gives a small blob a file of its own.
+    ///
+    /// # Errors
+    /// As write(2), linkat(2).
+    pub async fn publish_bytes(&self, bytes: Bytes, path: PathBuf, mode: u32) -> io::Result<()> {
+        blocking(move || {
+            let directory = path.parent().ok_or(Errno::INVAL)?;
+            let file = rustix::fs::open(
+                directory,
+                OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::from_raw_mode(0o600),
+            )?;
+            let mut file = File::from(file);
+            io::Write::write_all(&mut file, &bytes)?;
+            link_open_file(file.as_raw_fd(), &path, mode)
+        })
+        .await
+    }
+
+    /// A copy of a file under another name with another mode: the twin of a linkable blob.
+    ///
+    /// # Errors
+    /// As open(2), copy_file_range(2), linkat(2).
+    pub async fn copy(&self, from: PathBuf, to: PathBuf, mode: u32) -> io::Result<()> {
+        blocking(move || {
+            let mut source = File::open(&from)?;
+            let directory = to.parent().ok_or(Errno::INVAL)?;
+            let file = rustix::fs::open(
+                directory,
+                OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::from_raw_mode(0o600),
+            )?;
+            let mut file = File::from(file);
+            io::copy(&mut source, &mut file)?;
+            link_open_file(file.as_raw_fd(), &to, mode)
+        })
+        .await
+    }
+
+    /// Gives an open file of the same file system a name, leaving its mode alone.
+    ///
+    /// # Errors
+    /// As linkat(2), renameat(2).
+    pub async fn adopt(&self, file: File, path: PathBuf) -> io::Result<()> {
+        blocking(move || link_over(file.as_raw_fd(), &path)).await
+    }
+
+    /// A file to read from.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub async fn open(&self, path: PathBuf) -> io::Result<Arc<File>> {
+        blocking(move || File::open(path).map(Arc::new)).await
+    }
+
+    /// Removes a name; a name that is not there is removed already.
+    ///
+    /// # Errors
+    /// As unlink(2).
+    pub async fn remove(&self, path: PathBuf) -> io::Result<()> {
+        blocking(move || match std::fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        })
+        .await
+    }
+
+    /// Makes the bytes of an open file survive a power failure.
+    ///
+    /// # Errors
+    /// As fdatasync(2); see [`Disk::sync`].
+    pub async fn sync_file(&self, file: File) -> io::Result<()> {
+        blocking(move || file.sync_data()).await
+    }
+
+    /// Makes the names in `directory` survive a power failure.
+    ///
+    /// # Errors
+    /// As fsync(2).
+    pub async fn sync_directory(&self, directory: PathBuf) -> io::Result<()> {
+        blocking(move || File::open(directory)?.sync_all()).await
+    }
+
+    /// Makes everything on the file system of `directory` survive a power failure.
+    ///
+    /// # Errors
+    /// As syncfs(2).
+    pub async fn sync_all(&self, directory: PathBuf) -> io::Result<()> {
+        blocking(move || Ok(rustix::fs::syncfs(File::open(directory)?)?)).await
+    }
+
+    /// `length` bytes at `position`, all of them.
+    ///
+    /// # Errors
+    /// As read(2); `UnexpectedEof` where the file is shorter.
+    pub async fn read(&self, file: &Arc<File>, position: u64, length: usize) -> io::Result<Bytes> {
+        let mut buffer = self.pool.take(length);
+        let mut filled = 0;
+        while filled < length {
+            let at = position + filled as u64;
+            let mut slices = [IoSliceMut::new(&mut buffer.bytes[filled..length])];
+            match rustix::io::preadv2(&**file, &mut slices, at, ReadWriteFlags::NOWAIT) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN | Errno::OPNOTSUPP) => {
+                    let waited = read_waiting(file, at, length - filled).await?;
+                    buffer.bytes[filled..filled + waited.len()].copy_from_slice(&waited);
+                    filled += waited.len();
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(buffer.into_bytes(length))
+    }
+
+    /// Bytes free for an unprivileged writer on the file system of `directory`.
+    ///
+    /// # Errors
+    /// As statvfs(3).
+    pub fn free_bytes(&self, directory: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(directory)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// Buffers of [`IO_BYTES`] that come back when the last holder of their bytes lets go: the first
+/// touch of a page costs more than copying it.
+#[derive(Clone)]
+struct Pool(Arc<ArrayQueue<Vec<u8>>>);
+
+/// A buffer on loan from a [`Pool`].
+struct Loan {
+    bytes: Vec<u8>,
+    length: usize,
+    pool: Option<Pool>,
+}
+
+impl Pool {
+    fn take(&self, length: usize) -> Loan {
+        if length * 2 > IO_BYTES && length <= IO_BYTES {
+            let bytes = self.0.pop().unwrap_or_else(|| vec![0; IO_BYTES]);
+            Loan { bytes, length, pool: Some(self.clone()) }
+        } else {
+            Loan { bytes: vec![0; length], length, pool: None }
+        }
+    }
+}
+
+impl Loan {
+    fn into_bytes(mut self, length: usize) -> Bytes {
+        self.length = length;
+        if self.pool.is_some() {
+            Bytes::from_owner(self)
+        } else {
+            Bytes::from(std::mem::take(&mut self.bytes))
+        }
+    }
+}
+
+impl AsRef<[u8]> for Loan {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take() {
+            // A full pool drops the buffer: that is its bound.
+            drop(pool.0.push(std::mem::take(&mut self.bytes)));
+        }
+    }
+}
+
+/// A read that may wait for the device, through io_uring.
+async fn read_waiting(file: &Arc<File>, position: u64, length: usize) -> io::Result<Vec<u8>> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let ring = BufferedFile::open(path).await.map_err(io::Error::from)?;
+    let read = ring.read_at(position, length).await.map_err(io::Error::from);
+    ring.close().await.map_err(io::Error::from)?;
+    let read = read?;
+    if read.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(read.to_vec())
+}
+
+/// Runs what may wait on the executor's blocking thread.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    glommio::executor().spawn_blocking(work).await
+}
+
+fn link_open_file(fd: i32, path: &Path, mode: u32) -> io::Result<()> {
+    let open = format!("/proc/self/fd/{fd}");
+    rustix::fs::chmod(&open, Mode::from_raw_mode(mode))?;
+    link_over(fd, path)
+}
+
+fn link_over(fd: i32, path: &Path) -> io::Result<()> {
+    let open = format!("/proc/self/fd/{fd}");
+    match rustix::fs::linkat(CWD, &open, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+        Err(Errno::EXIST) => {
+            let mut beside = path.as_os_str().to_owned();
+            beside.push(format!(".{fd}.over"));
+            match rustix::fs::unlink(&beside) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+            rustix::fs::linkat(CWD, &open, CWD, &beside, AtFlags::SYMLINK_FOLLOW)?;
+            Ok(rustix::fs::rename(&beside, path)?)
+        }
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,25 @@
+//! The outside world, as values: all that a core may touch besides its inputs. Code of the
+//! engine must never take the time or open a file of the store in any other way.
+
+pub mod clock;
+pub mod disk;
+
+use clock::Clock;
+use disk::Disk;
+use std::rc::Rc;
+
+/// What one core sees of the world.
+pub struct Env {
+    /// Time.
+    pub clock: Clock,
+    /// Files.
+    pub disk: Disk,
+}
+
+impl Env {
+    /// The real world, for the executor that runs on the calling thread.
+    #[must_use]
+    pub fn real() -> Rc<Self> {
+        Rc::new(Self { clock: Clock::start(), disk: Disk::new() })
+    }
+}

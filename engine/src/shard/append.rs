@@ -1,0 +1,194 @@
+//! The segment that a shard writes, and those it reads. What arrives while a write is under way is
+//! gathered and goes out as one write and, where durability asks for it, one sync.
+//!
+//! Invariant: a record is acknowledged only after the write (and sync) that held it succeeded.
+//! After a failed write or sync the segment is given up: nothing is appended behind the damage,
+//! and the sync is never repeated.
+
+use super::{
+    Durability, StoreConfig,
+    index::Place,
+    segment::{self, Record, RecordEntry},
+};
+use crate::{
+    blob::{BlobError, Result},
+    env::{Env, disk::Writing},
+    limits::APPEND_BYTES_MAX,
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fs::File,
+    io,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+use tokio::sync::oneshot;
+
+/// The segments of one shard.
+pub(super) struct Segments {
+    env: Rc<Env>,
+    config: StoreConfig,
+    next_id: Arc<AtomicU32>,
+    readers: RefCell<HashMap<u32, Arc<File>>>,
+    active: RefCell<Option<Active>>,
+    pending: RefCell<Batch>,
+    writing: Cell<bool>,
+}
+
+/// The segment that grows.
+struct Active {
+    id: u32,
+    file: Writing,
+    end: u64,
+    entries: Vec<RecordEntry>,
+}
+
+/// Records that wait for one write; their offsets are within `bytes`.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    entries: Vec<RecordEntry>,
+    waiters: Vec<oneshot::Sender<Turn>>,
+}
+
+/// What a waiter is told.
+enum Turn {
+    /// The write before is done; write the next one.
+    Lead,
+    /// The record is written: in which segment, and where its batch began.
+    Written(Result<(u32, u32)>),
+}
+
+impl Segments {
+    pub(super) fn new(
+        env: Rc<Env>,
+        config: StoreConfig,
+        next_id: Arc<AtomicU32>,
+        readers: HashMap<u32, Arc<File>>,
+    ) -> Self {
+        Self {
+            env,
+            config,
+            next_id,
+            readers: RefCell::new(readers),
+            active: RefCell::default(),
+            pending: RefCell::default(),
+            writing: Cell::new(false),
+        }
+    }
+
+    /// The file of a segment, to read from.
+    pub(super) fn reader(&self, segment: u32) -> Option<Arc<File>> {
+        self.readers.borrow().get(&segment).cloned()
+    }
+
+    /// Appends a record and says where its payload lies.
+    pub(super) async fn append(&self, record: Record<'_>) -> Result<Place> {
+        let (entry, turn) = self.enqueue(record)?;
+        let (segment, start) = match turn {
+            None => self.lead().await?,
+            Some(turn) => match turn.await.map_err(|_| BlobError::Stopped)? {
+                Turn::Written(written) => written?,
+                Turn::Lead => self.lead().await?,
+            },
+        };
+        Ok(Place { segment, offset: start + entry.offset })
+    }
+
+    /// Puts a record into the batch; nothing to wait for means that the caller is to write it.
+    fn enqueue(
+        &self,
+        record: Record<'_>,
+    ) -> Result<(RecordEntry, Option<oneshot::Receiver<Turn>>)> {
+        let mut pending = self.pending.borrow_mut();
+        if pending.bytes.len() + record.encoded_len() > APPEND_BYTES_MAX {
+            return Err(BlobError::Overloaded);
+        }
+        let entry = record.encode(0, &mut pending.bytes);
+        pending.entries.push(entry);
+        if !self.writing.replace(true) {
+            return Ok((entry, None));
+        }
+        let (waiter, turn) = oneshot::channel();
+        pending.waiters.push(waiter);
+        Ok((entry, Some(turn)))
+    }
+
+    /// Writes what has gathered, tells who waited, and hands over to the first who came meanwhile.
+    async fn lead(&self) -> Result<(u32, u32)> {
+        // One turn for the others of the same request to put their records beside this one.
+        futures_lite::future::yield_now().await;
+        let batch = self.pending.take();
+        let written = self.write(batch.bytes, batch.entries).await;
+        for waiter in batch.waiters {
+            drop(waiter.send(Turn::Written(written.clone())));
+        }
+        let mut pending = self.pending.borrow_mut();
+        if pending.waiters.is_empty() {
+            self.writing.set(false);
+        } else {
+            drop(pending.waiters.remove(0).send(Turn::Lead));
+        }
+        written
+    }
+
+    async fn write(&self, bytes: Vec<u8>, entries: Vec<RecordEntry>) -> Result<(u32, u32)> {
+        let mut active = self.active_with_room(bytes.len()).await?;
+        let begin = u32::try_from(active.end).expect("a segment is far below 4 GiB");
+        let length = bytes.len() as u64;
+        self.env.disk.write(&active.file, bytes, active.end).await?;
+        if self.config.durability == Durability::Sync {
+            self.env.disk.sync(&active.file).await?;
+        }
+        active.end += length;
+        active.entries.extend(entries.into_iter().map(|mut entry| {
+            entry.offset += begin;
+            entry
+        }));
+        let id = active.id;
+        // Put back only after success: a segment with damage at its end is given up.
+        *self.active.borrow_mut() = Some(active);
+        Ok((id, begin))
+    }
+
+    /// The segment to append to, taken out of its place while it is written.
+    async fn active_with_room(&self, bytes: usize) -> Result<Active> {
+        let active = self.active.borrow_mut().take();
+        match active {
+            Some(active) if active.end + bytes as u64 <= self.config.segment_bytes => {
+                return Ok(active);
+            }
+            Some(full) => self.seal(full).await?,
+            None => {}
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let file = self.env.disk.create(&self.config.layout.segment(id)).await?;
+        self.env.disk.write(&file, segment::HEADER.to_vec(), 0).await?;
+        if self.config.durability == Durability::Sync {
+            self.env.disk.sync_directory(self.config.layout.segments()).await?;
+        }
+        let reader = self.env.disk.open(self.config.layout.segment(id)).await?;
+        self.readers.borrow_mut().insert(id, reader);
+        Ok(Active { id, file, end: segment::HEADER.len() as u64, entries: Vec::new() })
+    }
+
+    /// Writes a segment's own index behind its records.
+    async fn seal(&self, full: Active) -> io::Result<()> {
+        let footer = segment::footer(&full.entries, full.end);
+        self.env.disk.write(&full.file, footer, full.end).await?;
+        self.env.disk.sync(&full.file).await
+    }
+
+    /// Seals what is open.
+    pub(super) async fn close(&self) -> io::Result<()> {
+        let active = self.active.borrow_mut().take();
+        match active {
+            Some(active) => self.seal(active).await,
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Names and versions on disk, and what formatting writes. The layout must never depend on the
+//! number of shards: a shard is a range of prefixes, chosen anew at each start.
+//!
+//! ```text
+//! DATA/FORMAT          the version of all this
+//! DATA/LOCK            held while a node runs
+//! DATA/segments/       00000001.seg …   small blobs and results of actions
+//! DATA/cas/ab/         abcd…            a large or linkable blob, 0444
+//!                      abcd….x          its twin for executables, 0555
+//! DATA/exec/           execution roots; emptied at start
+//! ```
+
+use crate::digest::Digest;
+use rustix::fs::FlockOperation;
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+/// What FORMAT says.
+const FORMAT: &str = "ringforge store 1\n";
+/// Mode of a blob's file.
+pub(super) const MODE_PLAIN: u32 = 0o444;
+/// Mode of its executable twin.
+pub(super) const MODE_EXECUTABLE: u32 = 0o555;
+
+/// The directory of a store, and the names in it.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+/// Held while this process uses a store.
+#[derive(Debug)]
+pub struct StoreLock {
+    _file: File,
+}
+
+impl Layout {
+    /// The layout below `root`.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Takes the store for this process, formatting it where it is empty.
+    ///
+    /// # Errors
+    /// `WouldBlock` where another process has it, `InvalidData` where it has another format.
+    pub fn take(&self) -> io::Result<StoreLock> {
+        fs::create_dir_all(&self.root)?;
+        // Actions see only what is bound for them; nobody else has business here.
+        fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))?;
+        let file = File::create(self.root.join("LOCK"))?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        self.format()?;
+        Ok(StoreLock { _file: file })
+    }
+
+    fn format(&self) -> io::Result<()> {
+        let format = self.root.join("FORMAT");
+        match fs::read_to_string(&format) {
+            Ok(found) if found == FORMAT => {}
+            Ok(found) => {
+                let message = format!("{} says {found:?}, not {FORMAT:?}", format.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(&format, FORMAT)?,
+            Err(error) => return Err(error),
+        }
+        fs::create_dir_all(self.segments())?;
+        for prefix in 0..=u8::MAX {
+            fs::create_dir_all(self.prefix(prefix))?;
+        }
+        fs::create_dir_all(self.exec())
+    }
+
+    /// The directory of the store.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where execution roots lie.
+    #[must_use]
+    pub fn exec(&self) -> PathBuf {
+        self.root.join("exec")
+    }
+
+    pub(super) fn segments(&self) -> PathBuf {
+        self.root.join("segments")
+    }
+
+    pub(super) fn segment(&self, id: u32) -> PathBuf {
+        self.segments().join(format!("{id:08x}.seg"))
+    }
+
+    /// The number in a segment's name.
+    pub(super) fn segment_id(name: &str) -> Option<u32> {
+        u32::from_str_radix(name.strip_suffix(".seg")?, 16).ok()
+    }
+
+    pub(super) fn prefix(&self, prefix: u8) -> PathBuf {
+        self.root.join("cas").join(format!("{prefix:02x}"))
+    }
+
+    pub(super) fn blob(&self, digest: &Digest, executable: bool) -> PathBuf {
+        let mut name = digest.hex();
+        if executable {
+            name.push_str(".x");
+        }
+        self.prefix(digest.hash()[0]).join(name)
+    }
+
+    /// The hash in a blob file's name, and whether it is the executable twin.
+    pub(super) fn blob_name(name: &str) -> Option<(&str, bool)> {
+        let (hash, executable) = match name.strip_suffix(".x") {
+            Some(hash) => (hash, true),
+            None => (name, false),
+        };
+        (hash.len() == 64).then_some((hash, executable))
+    }
+}

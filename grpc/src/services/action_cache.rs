@@ -1,0 +1,141 @@
+//! ActionCache: complete results only, by instance. Must never make a response larger than a
+//! client takes by inlining.
+
+use super::{Node, digest, function};
+use crate::status;
+use bytes::Bytes;
+use engine::{
+    blob::action_cache,
+    cores::Cores,
+    digest::{Digest, DigestFunction},
+};
+use prost::Message;
+use proto::reapi::{
+    ActionResult, GetActionResultRequest, UpdateActionResultRequest,
+    action_cache_server::ActionCache,
+};
+use tonic::{Request, Response, Status};
+
+/// Largest response that inlining may make, in bytes: clients take 4 MiB by default.
+pub(crate) const INLINE_TOTAL_BYTES_MAX: u64 = 3 << 20;
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct ActionCacheService {
+    pub(crate) node: Node,
+}
+
+/// What a client would like to find inside the result.
+pub(crate) struct Inline<'a> {
+    pub(crate) stdout: bool,
+    pub(crate) stderr: bool,
+    pub(crate) files: &'a [String],
+}
+
+#[tonic::async_trait]
+impl ActionCache for ActionCacheService {
+    async fn get_action_result(
+        &self,
+        request: Request<GetActionResultRequest>,
+    ) -> Result<Response<ActionResult>, Status> {
+        let request = request.into_inner();
+        self.node.check_instance(&request.instance_name)?;
+        let function = function(request.digest_function)?;
+        let action = digest(request.action_digest.as_ref(), function)?;
+        let Node { cores, limits, .. } = &self.node;
+        let found = action_cache::get(cores, &request.instance_name, action, limits).await;
+        let found = found.map_err(|error| status::blob_status(&error))?;
+        let mut result = found
+            .ok_or_else(|| Status::not_found(format!("no complete result of action {action}")))?;
+        let wanted = Inline {
+            stdout: request.inline_stdout,
+            stderr: request.inline_stderr,
+            files: &request.inline_output_files,
+        };
+        inline(cores, &mut result, &wanted).await;
+        Ok(Response::new(result))
+    }
+
+    async fn update_action_result(
+        &self,
+        request: Request<UpdateActionResultRequest>,
+    ) -> Result<Response<ActionResult>, Status> {
+        let request = request.into_inner();
+        self.node.check_instance(&request.instance_name)?;
+        let function = function(request.digest_function)?;
+        let action = digest(request.action_digest.as_ref(), function)?;
+        let result = request
+            .action_result
+            .ok_or_else(|| Status::invalid_argument("action_result is missing"))?;
+        check(&result, function)?;
+        let stored =
+            action_cache::put(&self.node.cores, &request.instance_name, action, &result).await;
+        stored.map_err(|error| status::blob_status(&error))?;
+        Ok(Response::new(result))
+    }
+}
+
+/// Refuses a result that could never be a hit.
+fn check(result: &ActionResult, function: DigestFunction) -> Result<(), Status> {
+    for file in &result.output_files {
+        check_path(&file.path)?;
+        digest(file.digest.as_ref(), function)?;
+    }
+    for directory in &result.output_directories {
+        // An empty path is the working directory itself.
+        if !directory.path.is_empty() {
+            check_path(&directory.path)?;
+        }
+        digest(directory.tree_digest.as_ref(), function)?;
+        if directory.root_directory_digest.is_some() {
+            digest(directory.root_directory_digest.as_ref(), function)?;
+        }
+    }
+    let symlinks = [
+        &result.output_symlinks,
+        &result.output_file_symlinks,
+        &result.output_directory_symlinks,
+    ];
+    for symlink in symlinks.into_iter().flatten() {
+        check_path(&symlink.path)?;
+    }
+    for named in [&result.stdout_digest, &result.stderr_digest].into_iter().flatten() {
+        digest(Some(named), function)?;
+    }
+    Ok(())
+}
+
+fn check_path(path: &str) -> Result<(), Status> {
+    if path.is_empty() || path.starts_with('/') || path.contains('\0') {
+        return Err(Status::invalid_argument(format!("output path {path:?} is not relative")));
+    }
+    Ok(())
+}
+
+/// Puts into the result what the client asked for, as far as there is room.
+pub(crate) async fn inline(cores: &Cores, result: &mut ActionResult, wanted: &Inline<'_>) {
+    let mut room = INLINE_TOTAL_BYTES_MAX.saturating_sub(result.encoded_len() as u64);
+    if wanted.stdout && result.stdout_raw.is_empty() {
+        result.stdout_raw = fetch(cores, result.stdout_digest.as_ref(), &mut room).await;
+    }
+    if wanted.stderr && result.stderr_raw.is_empty() {
+        result.stderr_raw = fetch(cores, result.stderr_digest.as_ref(), &mut room).await;
+    }
+    for file in &mut result.output_files {
+        if wanted.files.contains(&file.path) {
+            file.contents = fetch(cores, file.digest.as_ref(), &mut room).await;
+        }
+    }
+}
+
+/// The blob, or nothing where it does not fit: inlining is a courtesy.
+async fn fetch(cores: &Cores, wire: Option<&proto::reapi::Digest>, room: &mut u64) -> Bytes {
+    let parsed = wire
+        .and_then(|wire| Digest::parse(DigestFunction::Sha256, &wire.hash, wire.size_bytes).ok());
+    let Some(digest) = parsed.filter(|digest| digest.size() <= *room) else {
+        return Bytes::new();
+    };
+    let bytes = cores.read(digest, *room).await.unwrap_or_default();
+    *room -= bytes.len() as u64;
+    bytes
+}

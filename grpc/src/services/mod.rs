@@ -1,0 +1,85 @@
+//! One file a REAPI service. Owns what all of them check first: the instance, the digest function,
+//! the digests. Must never answer for an instance that is not served.
+
+pub(crate) mod action_cache;
+pub(crate) mod byte_stream;
+pub(crate) mod capabilities;
+pub(crate) mod cas;
+mod messages;
+
+use engine::{
+    cores::Cores,
+    digest::{Digest, DigestFunction},
+    limits::Limits,
+};
+use proto::reapi;
+use std::sync::Arc;
+use tonic::Status;
+
+/// Longest instance name taken, in bytes.
+const INSTANCE_BYTES_MAX: usize = 1024;
+
+/// What every service stands on. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) cores: Cores,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) bounds: Arc<Bounds>,
+}
+
+/// Bounds of the protocol's front.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    /// Instances that are served; none named = all.
+    pub(crate) instances: Vec<String>,
+    /// Sum of the blobs in one batch request, in bytes.
+    pub(crate) batch_bytes_max: usize,
+    /// One request message, in bytes.
+    pub(crate) message_bytes_max: usize,
+    /// Digests in one FindMissingBlobs.
+    pub(crate) find_missing_digests_max: usize,
+    /// Whether actions are executed here.
+    pub(crate) execution: bool,
+}
+
+impl Node {
+    /// Refuses an instance that is not served, or a name that is not one.
+    pub(crate) fn check_instance(&self, instance: &str) -> Result<(), Status> {
+        if instance.len() > INSTANCE_BYTES_MAX || instance.contains('\0') {
+            return Err(Status::invalid_argument("instance name is too long or contains NUL"));
+        }
+        let served = &self.bounds.instances;
+        if served.is_empty() || served.iter().any(|name| name == instance) {
+            return Ok(());
+        }
+        Err(Status::invalid_argument(format!("instance {instance:?} is not served here")))
+    }
+}
+
+/// The function that a request names, or that its digests' length implies.
+pub(crate) fn function(wire: i32) -> Result<DigestFunction, Status> {
+    use reapi::digest_function::Value;
+    match Value::try_from(wire) {
+        Ok(Value::Unknown | Value::Sha256) => Ok(DigestFunction::Sha256),
+        Ok(other) => Err(Status::invalid_argument(format!(
+            "digest function {} is not served; SHA256 is",
+            other.as_str_name()
+        ))),
+        Err(_) => Err(Status::invalid_argument(format!("digest function {wire} is unknown"))),
+    }
+}
+
+/// A digest that the request must have.
+pub(crate) fn digest(
+    wire: Option<&reapi::Digest>,
+    function: DigestFunction,
+) -> Result<Digest, Status> {
+    let wire = wire.ok_or_else(|| Status::invalid_argument("a digest is missing"))?;
+    Digest::parse(function, &wire.hash, wire.size_bytes)
+        .map_err(|bad| Status::invalid_argument(bad.to_string()))
+}
+
+/// A digest as a message has it.
+pub(crate) fn to_wire(digest: &Digest) -> reapi::Digest {
+    reapi::Digest { hash: digest.hex(), size_bytes: digest.size_i64() }
+}

@@ -1,0 +1,10 @@
+//! Sockets: between the kernel, glommio and hyper. Must know nothing of any RPC.
+
+mod accept;
+mod io;
+mod serve;
+
+pub(crate) use self::{
+    accept::{Connections, accept},
+    serve::{ServeConfig, serve},
+};

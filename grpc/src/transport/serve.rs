@@ -1,0 +1,124 @@
+//! HTTP/2 on one core's connections. Bounds everything that a peer can make us keep.
+
+use super::{accept::Connections, io::Socket};
+use futures_util::future::{Either, select};
+use http_body::Body;
+use hyper::{body::Incoming, server::conn::http2, service::Service};
+use std::{cell::Cell, error::Error, net::TcpStream, pin::pin, rc::Rc, time::Duration};
+use tokio::sync::{Notify, watch};
+
+/// What a stream may have in flight towards us, in bytes.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// The same for all streams of a connection: one stalled stream must not stall the others.
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+/// Largest frame we take: clients that honour it send large blobs in fewer frames.
+const FRAME_BYTES_MAX: u32 = 256 << 10;
+/// What may wait for a slow reader, for each stream, in bytes.
+const SEND_BUFFER_BYTES_MAX: usize = 1 << 20;
+/// Streams that a peer may open and reset before it is cut off (CVE-2023-44487).
+const RESET_STREAMS_MAX: usize = 64;
+
+/// Bounds that the configuration sets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServeConfig {
+    /// Streams that a peer may have open on one connection.
+    pub(crate) streams_max: u32,
+    /// Bytes of a request's headers.
+    pub(crate) header_bytes_max: u32,
+    /// How long connections may go on after the node began to drain.
+    pub(crate) grace: Duration,
+}
+
+/// Spawns on the executor of the calling thread.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor
+where
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        glommio::spawn_local(future).detach();
+    }
+}
+
+/// Serves what arrives in `accepted` until that closes and every connection has ended.
+pub(crate) async fn serve<S, B>(
+    core: u16,
+    accepted: async_channel::Receiver<TcpStream>,
+    connections: Connections,
+    config: ServeConfig,
+    draining: watch::Receiver<bool>,
+    service: S,
+) where
+    S: Service<http::Request<Incoming>, Response = http::Response<B>> + Clone + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let open = Rc::new(Open::default());
+    while let Ok(stream) = accepted.recv().await {
+        open.count.set(open.count.get() + 1);
+        let (service, draining) = (service.clone(), draining.clone());
+        let (open, connections) = (open.clone(), connections.clone());
+        let connection = async move {
+            serve_one(stream, config, draining, service).await;
+            connections.closed(core);
+            open.count.set(open.count.get() - 1);
+            open.ended.notify_waiters();
+        };
+        glommio::spawn_local(connection).detach();
+    }
+    let all_ended = pin!(async {
+        while open.count.get() > 0 {
+            open.ended.notified().await;
+        }
+    });
+    select(all_ended, pin!(glommio::timer::sleep(config.grace))).await;
+}
+
+/// Connections that one core has open.
+#[derive(Default)]
+struct Open {
+    count: Cell<usize>,
+    ended: Notify,
+}
+
+async fn serve_one<S, B>(
+    stream: TcpStream,
+    config: ServeConfig,
+    mut draining: watch::Receiver<bool>,
+    service: S,
+) where
+    S: Service<http::Request<Incoming>, Response = http::Response<B>> + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let socket = Socket::new(glommio::net::TcpStream::from(socket2::Socket::from(stream)));
+    let connection = http2::Builder::new(LocalExecutor)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+        .max_concurrent_streams(config.streams_max)
+        .max_header_list_size(config.header_bytes_max)
+        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_local_error_reset_streams(RESET_STREAMS_MAX)
+        .serve_connection(socket, service);
+    let mut connection = pin!(connection);
+    let drain = pin!(draining.wait_for(|draining| *draining));
+    let ended = match select(connection.as_mut(), drain).await {
+        Either::Left((ended, _)) => ended,
+        Either::Right(_) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // A peer that went away is an everyday event.
+        tracing::debug!(%error, "connection ended");
+    }
+}
