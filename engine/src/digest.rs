@@ -83,11 +83,7 @@ impl Digest {
 
     /// A digest from the parts that a record on disk holds.
     #[must_use]
-    pub const fn from_parts(
-        function: DigestFunction,
-        hash: [u8; HASH_BYTES],
-        size: u64,
-    ) -> Self {
+    pub const fn from_parts(function: DigestFunction, hash: [u8; HASH_BYTES], size: u64) -> Self {
         Self { function, hash, size }
     }
 

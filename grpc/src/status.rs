@@ -3,14 +3,20 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use crate::resource_name::BadName;
-use engine::blob::BlobError;
+use engine::{blob::BlobError, digest::Digest, exec::ExecError};
 use prost::Message;
-use proto::{any::any, rpc};
+use proto::{
+    any::any,
+    rpc::{self, precondition_failure::Violation},
+};
 use std::time::Duration;
 use tonic::{Code, Status};
 
 /// When a client that was refused for lack of room may come back.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Missing blobs named in one status, so that it fits a message; a client that uploads these and
+/// asks again is told the rest.
+const VIOLATIONS_MAX: usize = 10_000;
 
 /// What a store says, to a client.
 pub(crate) fn blob_status(error: &BlobError) -> Status {
@@ -24,6 +30,36 @@ pub(crate) fn blob_status(error: &BlobError) -> Status {
         // Never NOT_FOUND: that would be a claim about the blob.
         BlobError::Disk(_) => retry(Code::Unavailable, message),
     }
+}
+
+/// Why an action has no result, to a client.
+pub(crate) fn exec_status(error: &ExecError) -> Status {
+    let message = error.to_string();
+    match error {
+        ExecError::Invalid(_) => Status::invalid_argument(message),
+        ExecError::TooLarge(_) => Status::resource_exhausted(message),
+        ExecError::Missing(digests) => missing(message, digests),
+        ExecError::NoWorker(_) | ExecError::Output(_) => Status::failed_precondition(message),
+        ExecError::TimedOut => Status::deadline_exceeded(message),
+        ExecError::Cancelled => Status::cancelled(message),
+        ExecError::Overloaded => retry(Code::ResourceExhausted, message),
+        ExecError::Draining => retry(Code::Unavailable, message),
+        ExecError::NoOperation(_) => Status::not_found(message),
+        ExecError::Worker(_) => Status::internal(message),
+        ExecError::Store(error) => blob_status(error),
+        ExecError::Disk(_) => retry(Code::Unavailable, message),
+    }
+}
+
+/// Blobs that a client has to upload, named as REAPI asks (Execute, `MISSING`).
+fn missing(message: String, digests: &[Digest]) -> Status {
+    let violations = digests.iter().take(VIOLATIONS_MAX).map(|digest| Violation {
+        r#type: "MISSING".to_owned(),
+        subject: format!("blobs/{digest}"),
+        description: String::new(),
+    });
+    let failure = rpc::PreconditionFailure { violations: violations.collect() };
+    with_details(Code::FailedPrecondition, message, vec![any(&failure)])
 }
 
 /// What is wrong with a resource name, to a client.
@@ -89,6 +125,17 @@ mod tests {
         ] {
             assert_eq!(blob_status(&error).code(), code, "{error}");
         }
+    }
+
+    #[test]
+    fn a_missing_input_is_named_as_the_protocol_asks() {
+        let digest = Digest::of(b"x");
+        let status = exec_status(&ExecError::Missing(vec![digest]));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        let wire = to_wire(&status);
+        let failure = rpc::PreconditionFailure::decode(&*wire.details[0].value).unwrap();
+        assert_eq!(failure.violations[0].r#type, "MISSING");
+        assert_eq!(failure.violations[0].subject, format!("blobs/{}/1", digest.hex()));
     }
 
     #[test]

@@ -10,11 +10,18 @@ use bytes::Bytes;
 use std::{io::Read, os::unix::fs::FileExt, time::Duration};
 
 /// Sizes on both sides of every boundary between a store's homes.
-const SIZES: [usize; 6] = [1, 100, 4096, 64 * 1024, 64 * 1024 + 1, 1_000_000];
+const SIZES: [usize; 6] = [1, 100, 4096, 64 * 1024, 64 * 1024 + 10, 1_000_000];
 
 /// A blob whose bytes depend on its size.
 pub(crate) fn blob_of(size: usize) -> Bytes {
-    (0..size).map(|at| (at.wrapping_mul(31) ^ size ^ (at >> 8)) as u8).collect::<Vec<_>>().into()
+    let mut state = size as u64 | 1 << 40;
+    let bytes = (0..size).map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    });
+    bytes.collect::<Vec<_>>().into()
 }
 
 /// Everything that a store says of a body.

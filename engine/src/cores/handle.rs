@@ -92,10 +92,11 @@ impl Cores {
     /// # Errors
     /// `Overloaded` or `Stopped` as a whole; `NotFound` and `Disk` for each blob.
     pub async fn get_many(&self, digests: Vec<Digest>) -> Result<Vec<Result<Bytes>>> {
-        self.scatter(digests, |digest| *digest.hash(), |digests, reply| Request::GetMany {
+        self.scatter(
             digests,
-            reply,
-        })
+            |digest| *digest.hash(),
+            |digests, reply| Request::GetMany { digests, reply },
+        )
         .await
     }
 
@@ -123,11 +124,8 @@ impl Cores {
     /// # Errors
     /// `Overloaded` or `Stopped` as a whole; the others of `put` for each blob.
     pub async fn put_many(&self, blobs: Vec<(Digest, Bytes)>) -> Result<Vec<Result<()>>> {
-        self.scatter(blobs, |blob| *blob.0.hash(), |blobs, reply| Request::PutMany {
-            blobs,
-            reply,
-        })
-        .await
+        self.scatter(blobs, |blob| *blob.0.hash(), |blobs, reply| Request::PutMany { blobs, reply })
+            .await
     }
 
     /// Those that are absent, asked of all owners at once; the others are leased.
@@ -174,11 +172,8 @@ impl Cores {
         name: [u8; HASH_BYTES],
         digest: Digest,
     ) -> Result<Option<u64>> {
-        self.ask(self.owner(&digest), |reply| Request::UploadStatus {
-            name: Box::new(name),
-            reply,
-        })
-        .await
+        self.ask(self.owner(&digest), |reply| Request::UploadStatus { name: Box::new(name), reply })
+            .await
     }
 
     /// For each (blob, executable?): the file to link. All of them, or the error of the first that
@@ -196,7 +191,8 @@ impl Cores {
         }
         let asked = by_owner.into_iter().enumerate().filter(|(_, (places, _))| !places.is_empty());
         let answers = asked.map(|(shard, (places, wanted))| async move {
-            let reply = self.ask(shard_id(shard), |reply| Request::Link { wanted, reply }).await??;
+            let reply =
+                self.ask(shard_id(shard), |reply| Request::Link { wanted, reply }).await??;
             Ok::<_, BlobError>((places, reply))
         });
         let mut links = vec![None; count];

@@ -17,6 +17,6 @@ pub(crate) use self::handle::LossCounter;
 pub use self::{
     handle::Cores,
     request::StoredAction,
-    start::{CoreContext, Front, RunningCores, StartError, start},
+    start::{CoreContext, Front, RunningCores, StartError, WaitingCores, prepare, start},
     stream::{BlobReader, Upload},
 };

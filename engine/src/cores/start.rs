@@ -75,19 +75,42 @@ impl RunningCores {
     }
 }
 
-/// Starts a core for each recovered shard, in turn on `cpus`.
+/// Cores that do not run yet: what asks them is made before what answers.
+pub struct WaitingCores {
+    cores: Cores,
+    inboxes: Vec<Inbox>,
+}
+
+impl WaitingCores {
+    /// The handle to all of them.
+    #[must_use]
+    pub fn handle(&self) -> Cores {
+        self.cores.clone()
+    }
+}
+
+/// The handle to `shards` cores that are to be started.
+#[must_use]
+pub fn prepare(shards: u16, inbox_len_max: usize) -> WaitingCores {
+    let (cores, inboxes) = Cores::new(shards, inbox_len_max);
+    WaitingCores { cores, inboxes }
+}
+
+/// Starts a core for each recovered shard, in turn on `cpus`; there are as many of them as
+/// waiting cores.
 ///
 /// # Errors
 /// [`StartError`]; cores that had started end with their handle.
+#[expect(clippy::too_many_arguments, reason = "each is owned by somebody else")]
 pub fn start(
+    waiting: WaitingCores,
     cpus: &[usize],
     config: &StoreConfig,
     limits: &Limits,
     recovered: Vec<Recovered>,
     front: &Front,
-) -> Result<(Cores, RunningCores), StartError> {
-    let shards = u16::try_from(recovered.len()).expect("the configuration allows 64");
-    let (cores, inboxes) = Cores::new(shards, limits.inbox_len_max);
+) -> Result<RunningCores, StartError> {
+    let WaitingCores { cores, inboxes } = waiting;
     let mut threads = Vec::new();
     for (id, (recovered, inbox)) in recovered.into_iter().zip(inboxes).enumerate() {
         let cpu = cpus[id % cpus.len()];
@@ -109,7 +132,7 @@ pub fn start(
             .map_err(|cause| StartError::Executor { core: id, cpu, cause: cause.to_string() })?;
         threads.push(thread);
     }
-    Ok((cores, RunningCores { threads }))
+    Ok(RunningCores { threads })
 }
 
 /// All that crosses into a core's thread when it starts.
@@ -126,7 +149,8 @@ struct OneCore {
 impl OneCore {
     async fn run(self) {
         let env = Env::real();
-        let shard = Shard::open(env.clone(), self.config, self.recovered, self.inbox.losses.clone());
+        let shard =
+            Shard::open(env.clone(), self.config, self.recovered, self.inbox.losses.clone());
         let context = CoreContext { id: self.id, cores: self.cores, env: env.clone() };
         let pump = Pump {
             store: stack(shard.clone()),

@@ -5,20 +5,27 @@
 //! the same events at the same times give the same effects. Must never hold a result.
 //!
 //! ```text
-//! Submit ──► a run of the same action waits or runs ──yes──► joined to it
-//!                          │ no                                  │
-//!                          ▼             Returned                ▼
-//!                        queue ◄──────────────────────┐   Complete | Fail ──► Forget
-//!                          │ a slot is free           │          ▲
-//!                          ▼                          │          │
-//!                         Run ──► worker ─────────────┴─ Finished
+//! Submit --> joins a run of the same action | opens one
+//!                                                |
+//!              Returned: waits again             v
+//!   worker ----------------------------------> queue
+//!     ^  |                                       |
+//!     |  Finished, or too often Returned         | a slot is free
+//!     |  v                                       v
+//!     |  Complete | Fail --> Forget             Run
+//!     +------------------------------------------+
 //! ```
 //!
 //! Invariants: an accepted operation ends exactly once, by `Complete` or `Fail`, and is later
-//! forgotten exactly once. A slot is free only while nothing waits. A run that nobody waits for
-//! is not in `runs`; it may still hold its slot in `running` until its worker lets go.
+//! forgotten exactly once. A slot is free only while nothing waits. A run whose
+//! operations have all ended is not in `runs`; it may hold its slot in `running` until its worker
+//! lets go.
 
-use crate::digest::HASH_BYTES;
+pub(crate) mod event;
+
+use event::{
+    ActionKey, Effect, Event, ExecutionStage, FailReason, OperationId, RefuseReason, RunId,
+};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
@@ -27,29 +34,6 @@ use std::{
 /// How often a worker may hand a run back before its operations fail. An action that takes its
 /// workers down with it must not go round for ever.
 pub(crate) const RETURNS_MAX: u32 = 3;
-
-/// One Execute call. Chosen by the caller, each only once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct OperationId(pub(crate) u64);
-
-/// One attempt of a worker at an action. A run that was handed back gets another one, so that
-/// what the first attempt reports late is not taken for the second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct RunId(pub(crate) u64);
-
-/// What makes two actions the same: hash of instance name and action digest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ActionKey(pub(crate) [u8; HASH_BYTES]);
-
-/// Where a live operation stands. `COMPLETED` is said by [`Effect::Complete`] and
-/// [`Effect::Fail`]; `CACHE_CHECK` comes before the scheduler is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ExecutionStage {
-    /// Waits for a slot, or its inputs are being laid out.
-    Queued,
-    /// The action's own process runs.
-    Executing,
-}
 
 /// Bounds and times of the scheduler.
 #[derive(Clone, Debug)]
@@ -66,126 +50,6 @@ pub(crate) struct Config {
     pub(crate) kept: Duration,
     /// Ended operations remembered; beyond it the oldest is forgotten at once.
     pub(crate) kept_max: usize,
-}
-
-/// What the scheduler is told. What names an unknown or ended operation or run has no effect.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Event {
-    /// An Execute call whose result is not in the cache. It counts as listened to until
-    /// `Listeners` says otherwise.
-    Submit {
-        /// Its id; a live one is taken for a repetition and has no effect.
-        operation: OperationId,
-        /// What it wants run.
-        action: ActionKey,
-        /// Lower is sooner.
-        priority: i32,
-        /// Whether it may share a run with others: false for `do_not_cache`.
-        joinable: bool,
-    },
-    /// A worker says how far its run has come.
-    Stage {
-        /// The run.
-        run: RunId,
-        /// Its stage from here on.
-        stage: ExecutionStage,
-    },
-    /// A worker is done with a run, whatever the result; also after [`Effect::Kill`].
-    Finished {
-        /// The run.
-        run: RunId,
-    },
-    /// A worker could not do a run, through no fault of the action.
-    Returned {
-        /// The run.
-        run: RunId,
-    },
-    /// A client does not want the result any more.
-    Cancel {
-        /// The operation.
-        operation: OperationId,
-    },
-    /// How many streams listen to an operation.
-    Listeners {
-        /// The operation.
-        operation: OperationId,
-        /// Execute and WaitExecution streams that are open.
-        count: usize,
-    },
-    /// Time has passed. To be sent a few times within `abandon_after` and `kept`.
-    Tick,
-    /// The node stops: nothing is accepted or started from here on.
-    Drain,
-}
-
-/// What the caller has to do, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// The operation was not accepted: answer its call, drop what is held for it.
-    Refuse {
-        /// The operation.
-        operation: OperationId,
-        /// Why.
-        reason: RefuseReason,
-    },
-    /// Tell the operation's listeners its stage. The first one says that it was accepted.
-    Publish {
-        /// The operation.
-        operation: OperationId,
-        /// Its stage.
-        stage: ExecutionStage,
-    },
-    /// Give the run to a worker.
-    Run {
-        /// The attempt, until `Finished` or `Returned`.
-        run: RunId,
-        /// One of the operations that wait for it: all of them want the same action.
-        operation: OperationId,
-        /// What to run.
-        action: ActionKey,
-    },
-    /// Make the worker end the run at once; it still has to report `Finished`.
-    Kill {
-        /// The run.
-        run: RunId,
-    },
-    /// The operation ends with the result of the run whose `Finished` is being handled.
-    Complete {
-        /// The operation.
-        operation: OperationId,
-    },
-    /// The operation ends without a result.
-    Fail {
-        /// The operation.
-        operation: OperationId,
-        /// Why.
-        reason: FailReason,
-    },
-    /// Nothing will be said of this ended operation again: drop what is held for it.
-    Forget {
-        /// The operation.
-        operation: OperationId,
-    },
-}
-
-/// Why an operation was not accepted. Both may be tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RefuseReason {
-    /// The queue or the table of operations is full.
-    Overloaded,
-    /// The node stops.
-    Draining,
-}
-
-/// Why an operation ended without a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FailReason {
-    /// Its client said so, or nobody listened for too long.
-    Cancelled,
-    /// It still waited when the node began to stop; may be tried again, elsewhere.
-    Draining,
-    /// Workers handed its run back more than [`RETURNS_MAX`] times.
-    WorkerFailed,
 }
 
 /// Counts for metrics and for deciding when a stop is complete.
@@ -398,8 +262,7 @@ impl Scheduler {
         }
         run.stage = stage;
         let operations = run.operations.iter();
-        self.effects
-            .extend(operations.map(|&(_, operation)| Effect::Publish { operation, stage }));
+        self.effects.extend(operations.map(|&(_, operation)| Effect::Publish { operation, stage }));
     }
 
     fn finished(&mut self, attempt: RunId, now: Duration) {
@@ -510,7 +373,7 @@ impl Scheduler {
         }
     }
 
-    /// Starts what waits while a slot is free. Invariant: after every event one of them is none.
+    /// Starts what waits while a slot is free: at most one of the two is left after any event.
     fn fill_slots(&mut self) {
         while self.running.len() < self.config.slots {
             let Some(Place { arrival, .. }) = self.queue.pop_first() else { return };

@@ -348,7 +348,9 @@ impl BlobStore for Rc<Shard> {
             return Err(BlobError::TooLarge { size: digest.size(), size_max });
         }
         match source {
-            Source::Bytes(_) if self.touch(&digest).is_ok_and(|entry| entry.is_verified()) => Ok(()),
+            Source::Bytes(_) if self.touch(&digest).is_ok_and(|entry| entry.is_verified()) => {
+                Ok(())
+            }
             Source::Bytes(bytes) => self.keep_bytes(digest, bytes).await,
             Source::Chunks(chunks) => self.keep_chunks(digest, chunks).await,
         }

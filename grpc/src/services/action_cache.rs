@@ -91,6 +91,7 @@ fn check(result: &ActionResult, function: DigestFunction) -> Result<(), Status> 
             digest(directory.root_directory_digest.as_ref(), function)?;
         }
     }
+    #[expect(deprecated, reason = "what clients of API 2.0 send")]
     let symlinks = [
         &result.output_symlinks,
         &result.output_file_symlinks,

@@ -53,7 +53,7 @@ fn capabilities(node: &Node) -> ServerCapabilities {
         fast_cdc_2020_params: None,
         rep_max_cdc_params: None,
     };
-    let execution = node.bounds.execution.then(|| ExecutionCapabilities {
+    let execution = node.executions.as_ref().map(|_| ExecutionCapabilities {
         digest_function: sha256,
         exec_enabled: true,
         execution_priority_capabilities: priorities(i32::MIN, i32::MAX),

@@ -5,15 +5,18 @@ pub(crate) mod action_cache;
 pub(crate) mod byte_stream;
 pub(crate) mod capabilities;
 pub(crate) mod cas;
+pub(crate) mod execution;
 mod messages;
+pub(crate) mod operations;
 
 use engine::{
     cores::Cores,
     digest::{Digest, DigestFunction},
+    exec::Executions,
     limits::Limits,
 };
 use proto::reapi;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tonic::Status;
 
 /// Longest instance name taken, in bytes.
@@ -25,6 +28,10 @@ pub(crate) struct Node {
     pub(crate) cores: Cores,
     pub(crate) limits: Arc<Limits>,
     pub(crate) bounds: Arc<Bounds>,
+    /// Where actions are executed here.
+    pub(crate) executions: Option<Executions>,
+    /// The control core, for what has to wait and be `Send`.
+    pub(crate) control: tokio::runtime::Handle,
 }
 
 /// Bounds of the protocol's front.
@@ -38,8 +45,6 @@ pub(crate) struct Bounds {
     pub(crate) message_bytes_max: usize,
     /// Digests in one FindMissingBlobs.
     pub(crate) find_missing_digests_max: usize,
-    /// Whether actions are executed here.
-    pub(crate) execution: bool,
 }
 
 impl Node {
@@ -53,6 +58,18 @@ impl Node {
             return Ok(());
         }
         Err(Status::invalid_argument(format!("instance {instance:?} is not served here")))
+    }
+
+    /// The executions of this node.
+    pub(crate) fn executions(&self) -> Result<&Executions, Status> {
+        let executions = self.executions.as_ref();
+        executions.ok_or_else(|| Status::unimplemented("no actions are executed here"))
+    }
+
+    /// Waits, by the control core's clock.
+    pub(crate) fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
+        let _control = self.control.enter();
+        tokio::time::sleep(duration)
     }
 }
 

@@ -58,6 +58,11 @@ impl Connections {
         }
     }
 
+    /// Connections that are open, on all cores.
+    pub(crate) fn open(&self) -> usize {
+        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     /// A core is done with a connection.
     pub(crate) fn closed(&self, core: u16) {
         self.counts[usize::from(core)].fetch_sub(1, Ordering::Relaxed);

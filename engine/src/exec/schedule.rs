@@ -1,0 +1,280 @@
+//! The loop around the scheduler: receives, lets it decide, performs. Owns every operation's
+//! state; must never wait for anything but its inbox.
+
+use super::{
+    ExecError, ExecuteOutcome, RunProgress,
+    handle::{ExecutionsConfig, Listening, OperationName, OperationState, Request, Stage},
+    prepare::Prepared,
+    scheduler::{
+        Config, Scheduler,
+        event::{
+            ActionKey, Effect, Event, ExecutionStage, FailReason, OperationId, RefuseReason, RunId,
+        },
+    },
+    worker::Job,
+};
+use crate::{blob::action_cache, env::clock::Clock};
+use rustix::{event::EventfdFlags, fd::OwnedFd};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
+use tokio::sync::{oneshot, watch};
+
+/// How long an operation may wait without anybody listening: clients reconnect within seconds.
+const ABANDON_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// One operation, live or remembered.
+pub(super) struct Held {
+    pub(super) state: watch::Sender<OperationState>,
+    prepared: Arc<Prepared>,
+    queued: SystemTime,
+    /// Who asked for it, until the scheduler has answered.
+    asked: Option<(oneshot::Sender<Result<Listening, ExecError>>, Listening)>,
+}
+
+/// The state behind [`super::Executions`].
+pub(super) struct Schedule {
+    scheduler: Scheduler,
+    clock: Clock,
+    node_id: Arc<str>,
+    jobs: crossbeam_channel::Sender<Job>,
+    operations: BTreeMap<OperationId, Held>,
+    names: HashMap<OperationName, OperationId>,
+    /// What ends the runs that workers have.
+    cancels: BTreeMap<RunId, Arc<OwnedFd>>,
+    next: u64,
+    idle: Vec<oneshot::Sender<()>>,
+}
+
+impl Schedule {
+    pub(super) fn new(
+        config: &ExecutionsConfig,
+        jobs: crossbeam_channel::Sender<Job>,
+        clock: Clock,
+    ) -> Self {
+        let scheduler = Scheduler::new(Config {
+            slots: config.slots,
+            queue_max: config.queue_max,
+            operations_max: config.operations_max,
+            abandon_after: ABANDON_AFTER,
+            kept: config.operations_kept,
+            kept_max: config.operations_max,
+        });
+        Self {
+            scheduler,
+            clock,
+            node_id: config.node_id.clone(),
+            jobs,
+            operations: BTreeMap::new(),
+            names: HashMap::new(),
+            cancels: BTreeMap::new(),
+            next: 0,
+            idle: Vec::new(),
+        }
+    }
+
+    /// Serves until the inbox is closed.
+    pub(super) async fn run(mut self, inbox: async_channel::Receiver<Request>) {
+        while let Ok(request) = inbox.recv().await {
+            self.serve(request);
+            if self.scheduler.is_idle() {
+                for idle in self.idle.drain(..) {
+                    // Who asked may have gone.
+                    let _ = idle.send(());
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, request: Request) {
+        match request {
+            Request::Execute { prepared, priority, reply } => {
+                self.execute(prepared, priority, reply);
+            }
+            Request::Wait { name, reply } => {
+                let held = self.names.get(name.as_str()).and_then(|id| self.operations.get(id));
+                drop(reply.send(held.map(|held| held.state.subscribe())));
+            }
+            Request::List { reply } => {
+                let states = self.operations.values().map(|held| held.state.borrow().clone());
+                drop(reply.send(states.collect()));
+            }
+            Request::Cancel { name, reply } => {
+                let operation = self.names.get(name.as_str()).copied();
+                if let Some(operation) = operation {
+                    self.handle(Event::Cancel { operation }, None);
+                }
+                let _ = reply.send(operation.is_some());
+            }
+            Request::Tick => self.tick(),
+            Request::Drain { idle } => {
+                let before = self.scheduler.snapshot();
+                tracing::info!(?before, "executions drain");
+                self.handle(Event::Drain, None);
+                self.idle.push(idle);
+            }
+            Request::Progress { run, progress } => self.progress(run, progress),
+            Request::Finished { run, outcome } => {
+                self.cancels.remove(&run);
+                match &outcome.error {
+                    // The node's fault, not the action's: another worker may do better.
+                    Some(ExecError::Worker(why)) => {
+                        tracing::warn!(why, "a worker handed an action back");
+                        self.handle(Event::Returned { run }, None);
+                    }
+                    _ => self.handle(Event::Finished { run }, Some(Arc::new(*outcome))),
+                }
+            }
+        }
+    }
+
+    fn execute(
+        &mut self,
+        prepared: Arc<Prepared>,
+        priority: i32,
+        reply: oneshot::Sender<Result<Listening, ExecError>>,
+    ) {
+        self.next += 1;
+        let operation = OperationId(self.next);
+        let name: OperationName = format!("{}:{}", self.node_id, uuid::Uuid::new_v4()).into();
+        let queued = self.clock.wall();
+        let action = ActionKey(action_cache::key(&prepared.instance, prepared.digest));
+        let joinable = prepared.cacheable;
+        let state = OperationState::queued(name.clone(), prepared.digest, queued);
+        let (state, listening) = watch::channel(state);
+        let held = Held { state, prepared, queued, asked: Some((reply, listening)) };
+        self.names.insert(name, operation);
+        self.operations.insert(operation, held);
+        self.handle(Event::Submit { operation, action, priority, joinable }, None);
+    }
+
+    fn tick(&mut self) {
+        let listened: Vec<(OperationId, usize)> = self
+            .operations
+            .iter()
+            .filter(|(_, held)| held.state.borrow().stage != Stage::Completed)
+            .map(|(&operation, held)| (operation, held.listeners()))
+            .collect();
+        for (operation, count) in listened {
+            self.handle(Event::Listeners { operation, count }, None);
+        }
+        self.handle(Event::Tick, None);
+    }
+
+    fn progress(&mut self, run: RunId, progress: RunProgress) {
+        let RunProgress::Executing(times) = progress;
+        let stage = ExecutionStage::Executing;
+        let effects = self.scheduler.handle(Event::Stage { run, stage }, self.clock.now());
+        for effect in &effects {
+            if let Effect::Publish { operation, .. } = effect
+                && let Some(held) = self.operations.get(operation)
+            {
+                held.state.send_modify(|state| state.times = times);
+            }
+        }
+        self.perform(effects, None);
+    }
+
+    fn handle(&mut self, event: Event, outcome: Option<Arc<ExecuteOutcome>>) {
+        let effects = self.scheduler.handle(event, self.clock.now());
+        self.perform(effects, outcome.as_ref());
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>, outcome: Option<&Arc<ExecuteOutcome>>) {
+        for effect in effects {
+            match effect {
+                Effect::Refuse { operation, reason } => self.refuse(operation, reason),
+                Effect::Publish { operation, stage } => self.publish(operation, stage),
+                Effect::Run { run, operation, .. } => self.start(run, operation),
+                Effect::Kill { run } => {
+                    if let Some(cancel) = self.cancels.get(&run) {
+                        // Cannot fail: the counter is written once.
+                        let _ = rustix::io::write(cancel, &1_u64.to_ne_bytes());
+                    }
+                }
+                Effect::Complete { operation } => {
+                    let outcome = outcome.cloned().unwrap_or_default();
+                    self.end(operation, outcome);
+                }
+                Effect::Fail { operation, reason } => {
+                    let error = Some(match reason {
+                        FailReason::Cancelled => ExecError::Cancelled,
+                        FailReason::Draining => ExecError::Draining,
+                        FailReason::WorkerFailed => {
+                            ExecError::Worker("the action was handed back too often".to_owned())
+                        }
+                    });
+                    let outcome = ExecuteOutcome { error, ..ExecuteOutcome::default() };
+                    self.end(operation, Arc::new(outcome));
+                }
+                Effect::Forget { operation } => self.forget(operation),
+            }
+        }
+    }
+
+    fn refuse(&mut self, operation: OperationId, reason: RefuseReason) {
+        let error = match reason {
+            RefuseReason::Overloaded => ExecError::Overloaded,
+            RefuseReason::Draining => ExecError::Draining,
+        };
+        let asked = self.operations.get_mut(&operation).and_then(|held| held.asked.take());
+        if let Some((reply, _)) = asked {
+            drop(reply.send(Err(error)));
+        }
+        self.forget(operation);
+    }
+
+    fn publish(&mut self, operation: OperationId, stage: ExecutionStage) {
+        let Some(held) = self.operations.get_mut(&operation) else { return };
+        held.state.send_modify(|state| {
+            state.stage = match stage {
+                ExecutionStage::Queued => Stage::Queued,
+                ExecutionStage::Executing => Stage::Executing,
+            };
+        });
+        // The first one says that the operation was accepted.
+        if let Some((reply, listening)) = held.asked.take() {
+            drop(reply.send(Ok(listening)));
+        }
+    }
+
+    fn start(&mut self, run: RunId, operation: OperationId) {
+        let Some(held) = self.operations.get(&operation) else { return };
+        let cancel = match rustix::event::eventfd(0, EventfdFlags::CLOEXEC) {
+            Ok(cancel) => Arc::new(cancel),
+            Err(error) => return self.cannot_start(run, &error.to_string()),
+        };
+        self.cancels.insert(run, cancel.clone());
+        let (prepared, queued) = (held.prepared.clone(), held.queued);
+        if self.jobs.try_send(Job { run, prepared, queued, cancel }).is_err() {
+            self.cancels.remove(&run);
+            self.cannot_start(run, "no worker takes it");
+        }
+    }
+
+    /// A run that no worker has ends as one that failed there.
+    fn cannot_start(&mut self, run: RunId, why: &str) {
+        let error = Some(ExecError::Worker(why.to_owned()));
+        let outcome = Arc::new(ExecuteOutcome { error, ..ExecuteOutcome::default() });
+        self.handle(Event::Finished { run }, Some(outcome));
+    }
+
+    fn end(&mut self, operation: OperationId, outcome: Arc<ExecuteOutcome>) {
+        let Some(held) = self.operations.get_mut(&operation) else { return };
+        if let Some((reply, listening)) = held.asked.take() {
+            drop(reply.send(Ok(listening)));
+        }
+        held.state.send_modify(|state| {
+            state.stage = Stage::Completed;
+            state.outcome = Some(outcome);
+        });
+    }
+
+    fn forget(&mut self, operation: OperationId) {
+        if let Some(held) = self.operations.remove(&operation) {
+            self.names.remove(&held.state.borrow().name);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The command line. Must never read anything but its arguments.
+
+use crate::config::Flags;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A Remote Execution API cache and executor node for Linux.
+///
+/// Bazel, Buck2, Pants, BuildStream, recc and siso use it as remote cache and remote executor
+/// over gRPC. Without any option it serves on 127.0.0.1:8980 and keeps its data in ./data.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "Signals: SIGTERM and SIGINT drain the node within server.grace; \
+    a second one ends it at once.\nEvery setting is described in config.yaml; each can be \
+    overridden by a variable RINGFORGE__SECTION__KEY.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve until a signal ends it
+    Serve {
+        /// Settings, in YAML or, where the name ends in .toml, in TOML
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: Flags,
+    },
+    /// Look at the settings
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print every setting with its value and who said it
+    Print {
+        /// Settings, in YAML or, where the name ends in .toml, in TOML
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: Flags,
+    },
+}

@@ -1,0 +1,117 @@
+//! What stands before one core's store: its connections, and the services on them. Must only
+//! compose: no parsing, no decisions.
+
+use crate::{
+    services::{
+        Node,
+        action_cache::ActionCacheService,
+        byte_stream::{self, ByteStreamService, ReplyBody},
+        capabilities::CapabilitiesService,
+        cas::CasService,
+        execution::ExecutionService,
+        operations::OperationsService,
+    },
+    transport::{Connections, ServeConfig, serve},
+};
+use engine::cores::{CoreContext, Front};
+use futures_util::future::LocalBoxFuture;
+use http::{Request, Response};
+use http_body_util::Either;
+use hyper::{body::Incoming, service::Service};
+use hyper_util::service::TowerToHyperService;
+use proto::{
+    longrunning::operations_server::OperationsServer,
+    reapi::{
+        action_cache_server::ActionCacheServer, capabilities_server::CapabilitiesServer,
+        content_addressable_storage_server::ContentAddressableStorageServer,
+        execution_server::ExecutionServer,
+    },
+};
+use std::{
+    convert::Infallible,
+    net::TcpStream,
+    sync::Arc,
+};
+use tokio::sync::watch;
+use tonic::{body::Body, service::Routes};
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+/// All that the front of every core is made of.
+pub(crate) struct FrontParts<H> {
+    pub(crate) node: Node,
+    pub(crate) health: HealthServer<H>,
+    pub(crate) connections: Connections,
+    pub(crate) accepted: Vec<async_channel::Receiver<TcpStream>>,
+    pub(crate) config: ServeConfig,
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+/// The front that each core runs beside its store.
+pub(crate) fn front<H: Health>(parts: FrontParts<H>) -> Result<Front, tonic_reflection::server::Error> {
+    let routes = routes(&parts.node, parts.health)?;
+    let FrontParts { node, connections, accepted, config, draining, .. } = parts;
+    Ok(Arc::new(move |core: CoreContext| -> LocalBoxFuture<'static, ()> {
+        let id = core.id;
+        let accepted = accepted[usize::from(id)].clone();
+        let service = CoreService {
+            routes: TowerToHyperService::new(routes.clone()),
+            byte_stream: ByteStreamService { node: node.clone(), core },
+        };
+        Box::pin(serve(id, accepted, connections.clone(), config, draining.clone(), service))
+    }))
+}
+
+/// The services whose messages tonic reads and writes.
+fn routes<H: Health>(
+    node: &Node,
+    health: HealthServer<H>,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    let bound = node.bounds.message_bytes_max;
+    let descriptors = [proto::FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
+    let reflection = |builder: tonic_reflection::server::Builder<'static>| {
+        descriptors.iter().fold(builder, |builder, set| {
+            builder.register_encoded_file_descriptor_set(set)
+        })
+    };
+    let v1 = reflection(tonic_reflection::server::Builder::configure()).build_v1()?;
+    let v1alpha = reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?;
+    let cas = ContentAddressableStorageServer::new(CasService { node: node.clone() });
+    let actions = ActionCacheServer::new(ActionCacheService { node: node.clone() });
+    let capabilities = CapabilitiesServer::new(CapabilitiesService { node: node.clone() });
+    let mut routes = Routes::new(capabilities)
+        .add_service(cas.max_decoding_message_size(bound).max_encoding_message_size(usize::MAX))
+        .add_service(actions.max_decoding_message_size(bound))
+        .add_service(health)
+        .add_service(v1)
+        .add_service(v1alpha);
+    if node.executions.is_some() {
+        let execution = ExecutionServer::new(ExecutionService { node: node.clone() });
+        let operations = OperationsServer::new(OperationsService { node: node.clone() });
+        routes = routes
+            .add_service(execution.max_decoding_message_size(bound))
+            .add_service(operations);
+    }
+    Ok(routes.prepare())
+}
+
+/// One core's services, each on its path.
+#[derive(Clone)]
+struct CoreService {
+    routes: TowerToHyperService<Routes>,
+    byte_stream: ByteStreamService,
+}
+
+impl Service<Request<Incoming>> for CoreService {
+    type Response = Response<Either<ReplyBody, Body>>;
+    type Error = Infallible;
+    type Future = LocalBoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        if request.uri().path().starts_with(byte_stream::PATH) {
+            let reply = self.byte_stream.clone().call(request);
+            return Box::pin(async { Ok(reply.await.map(Either::Left)) });
+        }
+        let reply = self.routes.call(request);
+        Box::pin(async { Ok(reply.await?.map(Either::Right)) })
+    }
+}

@@ -1,0 +1,147 @@
+//! One node's life: start in order, wait for a signal, stop in reverse. Must only compose.
+
+mod parts;
+mod stop;
+
+use crate::{
+    config::{Config, LogFormat, LogLevel, LogSettings},
+    front::{FrontParts, front},
+    self_test::{self, Report},
+    transport::{Connections, accept},
+};
+use anyhow::Context;
+use engine::{
+    cores::{self, placement},
+    exec::{self, Executions, Workers},
+    shard::{self, StoreConfig},
+};
+use futures_util::future::OptionFuture;
+use sandbox::Spawner;
+use std::{process::ExitCode, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, runtime::Runtime, sync::watch, task::LocalSet};
+
+/// How often the executions are told that time has passed.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Serves until a signal ends it; the exit code says whether everything ended within the grace.
+///
+/// # Errors
+/// Where the node can't start: one line with the cause.
+pub(crate) fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    start_log(config.log);
+    let mut report = Report::default();
+    let allowed = placement::allowed_cpus().context("the CPUs of this process")?;
+    let plan = placement::plan(&parts::placement_request(&config.cpus), &allowed)?;
+    // Before any thread exists, and on the CPUs of actions, which they inherit.
+    let spawner = match config.execution.enabled {
+        true => Some(parts::start_spawner(&plan.actions)?),
+        false => None,
+    };
+    placement::bind_thread(&plan.control).context("binding to the control CPUs")?;
+    self_test::check_machine(&mut report)?;
+    let shards = parts::shards(&config.cpus, &plan);
+    self_test::placement(&mut report, &plan, shards);
+    let store = parts::store_config(&config.store);
+    let _lock = store.layout.take().map_err(|error| parts::store_error(&store, &error))?;
+    self_test::check_links(&mut report, store.layout.root())?;
+    exec::clear_roots(&store.layout.exec()).context("what an earlier process left")?;
+    let recovered = shard::recover(&store, shards).context("the store can't be read")?;
+    let blobs: usize = recovered.iter().map(shard::Recovered::blobs).sum();
+    let results: usize = recovered.iter().map(shard::Recovered::actions).sum();
+    let found = format!("{} ({blobs} blobs, {results} results)", store.layout.root().display());
+    report.add("data", found);
+    if let Some(spawner) = &spawner {
+        parts::probe_sandbox(&mut report, &config.sandbox, spawner, &store.layout.exec())?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = std::net::TcpListener::bind(config.server.listen)
+        .with_context(|| format!("can't listen on {}", config.server.listen))?;
+    report.add("serving", format!("grpc://{}", listener.local_addr()?));
+    listener.set_nonblocking(true)?;
+    let start = Start { config, store, plan, recovered, spawner, listener, report };
+    run(start, runtime)
+}
+
+/// All that start-up found and made, before the first thread.
+struct Start {
+    config: Config,
+    store: StoreConfig,
+    plan: placement::Placement,
+    recovered: Vec<shard::Recovered>,
+    spawner: Option<Spawner>,
+    listener: std::net::TcpListener,
+    report: Report,
+}
+
+/// Threads, then listeners; then waits, and stops what was started.
+fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
+    let Start { config, store, plan, recovered, spawner, listener, report } = start;
+    let limits = parts::limits(&config);
+    let shards = u16::try_from(recovered.len()).context("shards")?;
+    let (connections, accepted) = Connections::new(shards, config.server.connections_max);
+    let (drain, draining) = watch::channel(false);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let waiting = cores::prepare(shards, limits.inbox_len_max);
+    let handle = waiting.handle();
+    let (executions, schedule, workers) = match spawner {
+        Some(spawner) => {
+            let executing = parts::executions_config(&config, &store, &plan, &limits);
+            let (executions, schedule, workers) = exec::start(executing, handle.clone(), spawner)?;
+            (Some(executions), Some(schedule), Some(workers))
+        }
+        None => (None, None, None),
+    };
+    let limits = Arc::new(limits);
+    let control = runtime.handle().clone();
+    let node = parts::node(&config.server, handle.clone(), &limits, executions.clone(), control);
+    let front = front(FrontParts {
+        node,
+        health,
+        connections: connections.clone(),
+        accepted,
+        config: parts::serve_config(&config.server),
+        draining: draining.clone(),
+    })?;
+    let running = cores::start(waiting, &plan.data, &store, &limits, recovered, &front)?;
+    print!("{report}");
+    let local = LocalSet::new();
+    local.spawn_local(OptionFuture::from(schedule));
+    local.spawn_local(tick(executions.clone()));
+    let accepting = connections.clone();
+    local.spawn_local(async move {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => accept(listener, accepting, draining).await,
+            Err(error) => tracing::error!(%error, "the listener can't be served"),
+        }
+    });
+    let stop = stop::Stop { drain, reporter, executions, workers, connections, cores: handle };
+    let held = local.block_on(&runtime, stop.on_signal(config.server.grace))?;
+    stop::finish(held, running)
+}
+
+async fn tick(executions: Option<Executions>) {
+    let Some(executions) = executions else { return };
+    let mut interval = tokio::time::interval(TICK);
+    loop {
+        interval.tick().await;
+        executions.tick();
+    }
+}
+
+fn start_log(settings: LogSettings) {
+    let level = match settings.level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    };
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    match settings.format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// What the stop needs to know of the threads that run actions.
+pub(crate) type RunningWorkers = Option<Workers>;

@@ -1,0 +1,93 @@
+//! How a node ends: nothing new is taken, what runs ends within the grace, then everything that
+//! was started is stopped, last first. A second signal ends it at once.
+
+use super::RunningWorkers;
+use crate::transport::Connections;
+use anyhow::bail;
+use engine::{
+    cores::{Cores, RunningCores},
+    exec::Executions,
+};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+/// How often it is looked whether the last connection has ended.
+const LOOK: Duration = Duration::from_millis(20);
+/// The code of a node that was ended by a second signal.
+const ENDED_AT_ONCE: i32 = 130;
+
+/// Everything that has to be told.
+pub(super) struct Stop {
+    pub(super) drain: watch::Sender<bool>,
+    pub(super) reporter: HealthReporter,
+    pub(super) executions: Option<Executions>,
+    pub(super) workers: RunningWorkers,
+    pub(super) connections: Connections,
+    pub(super) cores: Cores,
+}
+
+impl Stop {
+    /// Waits for the first signal and drains; whether that took no longer than `grace`.
+    pub(super) async fn on_signal(self, grace: Duration) -> anyhow::Result<bool> {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        next(&mut terminate, &mut interrupt).await;
+        tracing::info!(?grace, "draining");
+        tokio::select! {
+            held = self.all(grace) => Ok(held),
+            () = next(&mut terminate, &mut interrupt) => {
+                tracing::warn!("ended at once by a second signal");
+                std::process::exit(ENDED_AT_ONCE);
+            }
+        }
+    }
+
+    async fn all(self, grace: Duration) -> bool {
+        let until = tokio::time::Instant::now() + grace;
+        self.reporter.set_service_status("", ServingStatus::NotServing).await;
+        // Listeners close, and connections take no further streams.
+        self.drain.send_replace(true);
+        let mut held = true;
+        if let Some(executions) = &self.executions {
+            held &= tokio::time::timeout_at(until, executions.drain()).await.is_ok();
+            executions.close();
+        }
+        while self.connections.open() > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
+        held &= self.connections.open() == 0;
+        if held && let Some(workers) = self.workers {
+            workers.join();
+        }
+        self.cores.close();
+        held
+    }
+}
+
+async fn next(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Waits until every shard is closed; the exit code says whether the grace period held.
+pub(super) fn finish(held: bool, running: RunningCores) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    if let Err(faults) = running.join() {
+        bail!("{faults} data core(s) ended by a fault");
+    }
+    tracing::info!(took = ?started.elapsed(), "shards closed");
+    if held {
+        return Ok(ExitCode::SUCCESS);
+    }
+    tracing::warn!("the grace period is over: what still ran was given up");
+    Ok(ExitCode::FAILURE)
+}

@@ -1,0 +1,4 @@
+// One letter case for all.
+#pragma once
+#include "text/view.h"
+Text Fold(const Text& text);
