@@ -12,12 +12,12 @@ use crate::{
 use anyhow::Context;
 use engine::{
     cores::{self, placement},
-    exec::{self, Executions, Workers},
+    exec::{self, Executions},
     shard::{self, StoreConfig},
 };
 use futures_util::future::OptionFuture;
 use sandbox::Spawner;
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch, task::LocalSet};
 
 /// How often the executions are told that time has passed.
@@ -114,9 +114,10 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
             Err(error) => tracing::error!(%error, "the listener can't be served"),
         }
     });
-    let stop = stop::Stop { drain, reporter, executions, workers, connections, cores: handle };
+    let stop = stop::Stop { drain, reporter, executions, connections, cores: handle };
     let held = local.block_on(&runtime, stop.on_signal(config.server.grace))?;
-    stop::finish(held, running)
+    drop(local);
+    stop::finish(held, workers, running)
 }
 
 async fn tick(executions: Option<Executions>) {
@@ -136,12 +137,12 @@ fn start_log(settings: LogSettings) {
         LogLevel::Debug => tracing::Level::DEBUG,
         LogLevel::Trace => tracing::Level::TRACE,
     };
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match settings.format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
 }
-
-/// What the stop needs to know of the threads that run actions.
-pub(crate) type RunningWorkers = Option<Workers>;

@@ -1,12 +1,11 @@
 //! How a node ends: nothing new is taken, what runs ends within the grace, then everything that
 //! was started is stopped, last first. A second signal ends it at once.
 
-use super::RunningWorkers;
 use crate::transport::Connections;
 use anyhow::bail;
 use engine::{
     cores::{Cores, RunningCores},
-    exec::Executions,
+    exec::{Executions, Workers},
 };
 use std::{
     process::ExitCode,
@@ -28,7 +27,6 @@ pub(super) struct Stop {
     pub(super) drain: watch::Sender<bool>,
     pub(super) reporter: HealthReporter,
     pub(super) executions: Option<Executions>,
-    pub(super) workers: RunningWorkers,
     pub(super) connections: Connections,
     pub(super) cores: Cores,
 }
@@ -63,9 +61,6 @@ impl Stop {
             tokio::time::sleep(LOOK).await;
         }
         held &= self.connections.open() == 0;
-        if held && let Some(workers) = self.workers {
-            workers.join();
-        }
         self.cores.close();
         held
     }
@@ -78,9 +73,18 @@ async fn next(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-/// Waits until every shard is closed; the exit code says whether the grace period held.
-pub(super) fn finish(held: bool, running: RunningCores) -> anyhow::Result<ExitCode> {
+/// Waits until every worker has ended and every shard is closed; the exit code says whether the
+/// grace period held. To be called when the control core has ended: workers end with its schedule.
+pub(super) fn finish(
+    held: bool,
+    workers: Option<Workers>,
+    running: RunningCores,
+) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
+    // Past the grace an action may still run; it ends with this process.
+    if held && let Some(workers) = workers {
+        workers.join();
+    }
     if let Err(faults) = running.join() {
         bail!("{faults} data core(s) ended by a fault");
     }
