@@ -24,8 +24,11 @@ pub struct Limits {
 /// Chunks that wait between a connection and the owner of its upload.
 pub const UPLOAD_CHUNKS_MAX: usize = 16;
 
-/// Bytes gathered before one write of a large blob; also the unit in which large blobs are read.
+/// Bytes in which large blobs are read.
 pub const IO_BYTES: usize = 256 * 1024;
+
+/// Bytes gathered before one write of a large blob.
+pub const WRITE_BYTES: usize = 1024 * 1024;
 
 /// Bytes of records that may wait for one segment write; beyond it the caller is refused.
 pub const APPEND_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -1,13 +1,14 @@
 //! Every way in which a core touches the store's files: the only file that names `glommio::io`.
 //!
 //! Reads try the page cache without waiting (`preadv2(RWF_NOWAIT)`, 0.6 µs) and go through
-//! io_uring when they would wait; writes go through io_uring; names are made and removed by plain
-//! syscalls on the executor's blocking thread, because the kernel punts io_uring's own versions
-//! to slower worker threads. A core's thread must never wait for the disk here.
+//! io_uring when they would wait; records go through io_uring. Large blobs are written, and names
+//! made and removed, by plain syscalls on the executor's blocking thread: the kernel hands
+//! io_uring's own versions to worker threads anyway, and a plain write can start at a page.
+//! A core's thread must never wait for the disk here.
 
-use crate::limits::IO_BYTES;
+use super::buffer::{Buffer, Buffers};
+use crate::limits::{IO_BYTES, WRITE_BYTES};
 use bytes::Bytes;
-use crossbeam_queue::ArrayQueue;
 use glommio::io::{BufferedFile, OpenOptions};
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags},
@@ -16,29 +17,32 @@ use rustix::{
 use std::{
     fs::File,
     io::{self, IoSliceMut},
-    os::fd::AsRawFd,
+    os::{fd::AsRawFd, unix::fs::FileExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-/// Read buffers that one core keeps for the next read.
-const POOL_BUFFERS_MAX: usize = 256;
-
 /// The disk as seen by one core.
 pub struct Disk {
-    pool: Pool,
+    reads: Buffers,
+    writes: Buffers,
 }
 
-/// A file that is being written.
+/// A file of records that grows.
 pub struct Writing {
     file: BufferedFile,
+}
+
+/// A large blob on its way in: a file without a name.
+pub struct Temporary {
+    file: Arc<File>,
 }
 
 impl Disk {
     /// The disk, for the executor of the calling thread.
     #[must_use]
     pub fn new() -> Self {
-        Self { pool: Pool(Arc::new(ArrayQueue::new(POOL_BUFFERS_MAX))) }
+        Self { reads: Buffers::new(IO_BYTES), writes: Buffers::new(WRITE_BYTES) }
     }
 
     /// A file of this name that did not exist; 0600.
@@ -56,11 +60,37 @@ impl Disk {
     ///
     /// # Errors
     /// As open(2).
-    pub async fn temporary(&self, directory: &Path) -> io::Result<Writing> {
-        let mut options = OpenOptions::new();
-        options.write(true).tmpfile(true).tmpfile_linkable(true).mode(0o600);
-        let file = options.buffered_open(directory).await.map_err(io::Error::from)?;
-        Ok(Writing { file })
+    pub async fn temporary(&self, directory: PathBuf) -> io::Result<Temporary> {
+        let file = blocking(move || open_temporary(&directory)).await?;
+        Ok(Temporary { file: Arc::new(file) })
+    }
+
+    /// An empty buffer for [`Disk::write_large`].
+    pub(crate) fn buffer(&self) -> Buffer {
+        self.writes.take()
+    }
+
+    /// Writes what is in `buffer` at `position` of a file without a name.
+    ///
+    /// # Errors
+    /// As write(2).
+    pub(crate) async fn write_large(
+        &self,
+        file: &Temporary,
+        buffer: Buffer,
+        position: u64,
+    ) -> io::Result<()> {
+        let file = file.file.clone();
+        blocking(move || file.write_all_at(buffer.filled(), position)).await
+    }
+
+    /// Makes what was written to `file` survive a power failure.
+    ///
+    /// # Errors
+    /// As fdatasync(2); see [`Disk::sync`].
+    pub async fn sync_large(&self, file: &Temporary) -> io::Result<()> {
+        let file = file.file.clone();
+        blocking(move || file.sync_data()).await
     }
 
     /// Writes all of `bytes` at `position`.
@@ -82,24 +112,13 @@ impl Disk {
         file.file.fdatasync().await.map_err(io::Error::from)
     }
 
-    /// A second way to the same file, to read from; works for files without a name.
-    ///
-    /// # Errors
-    /// As open(2).
-    pub async fn reader(&self, file: &Writing) -> io::Result<Arc<File>> {
-        self.open(PathBuf::from(format!("/proc/self/fd/{}", file.file.as_raw_fd()))).await
-    }
-
     /// Gives a temporary file its name and its final mode; replaces a file of that name, because
     /// the index knows nothing of it.
     ///
     /// # Errors
     /// As linkat(2), renameat(2).
-    pub async fn publish(&self, file: Writing, path: PathBuf, mode: u32) -> io::Result<()> {
-        let fd = file.file.as_raw_fd();
-        let published = blocking(move || link_open_file(fd, &path, mode)).await;
-        file.file.close().await.map_err(io::Error::from)?;
-        published
+    pub async fn publish(&self, file: Temporary, path: PathBuf, mode: u32) -> io::Result<()> {
+        blocking(move || link_open_file(file.file.as_raw_fd(), &path, mode)).await
     }
 
     /// Gives a small blob a file of its own.
@@ -109,12 +128,7 @@ impl Disk {
     pub async fn publish_bytes(&self, bytes: Bytes, path: PathBuf, mode: u32) -> io::Result<()> {
         blocking(move || {
             let directory = path.parent().ok_or(Errno::INVAL)?;
-            let file = rustix::fs::open(
-                directory,
-                OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC,
-                Mode::from_raw_mode(0o600),
-            )?;
-            let mut file = File::from(file);
+            let mut file = open_temporary(directory)?;
             io::Write::write_all(&mut file, &bytes)?;
             link_open_file(file.as_raw_fd(), &path, mode)
         })
@@ -129,12 +143,7 @@ impl Disk {
         blocking(move || {
             let mut source = File::open(&from)?;
             let directory = to.parent().ok_or(Errno::INVAL)?;
-            let file = rustix::fs::open(
-                directory,
-                OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC,
-                Mode::from_raw_mode(0o600),
-            )?;
-            let mut file = File::from(file);
+            let mut file = open_temporary(directory)?;
             io::copy(&mut source, &mut file)?;
             link_open_file(file.as_raw_fd(), &to, mode)
         })
@@ -198,24 +207,16 @@ impl Disk {
     /// # Errors
     /// As read(2); `UnexpectedEof` where the file is shorter.
     pub async fn read(&self, file: &Arc<File>, position: u64, length: usize) -> io::Result<Bytes> {
-        let mut buffer = self.pool.take(length);
-        let mut filled = 0;
-        while filled < length {
-            let at = position + filled as u64;
-            let mut slices = [IoSliceMut::new(&mut buffer.bytes[filled..length])];
-            match rustix::io::preadv2(&**file, &mut slices, at, ReadWriteFlags::NOWAIT) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => filled += count,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN | Errno::OPNOTSUPP) => {
-                    let waited = read_waiting(file, at, length - filled).await?;
-                    buffer.bytes[filled..filled + waited.len()].copy_from_slice(&waited);
-                    filled += waited.len();
-                }
-                Err(error) => return Err(error.into()),
-            }
+        // Short reads are cheaper in a vector of their own size.
+        if length * 2 <= IO_BYTES || length > IO_BYTES {
+            let mut bytes = vec![0; length];
+            read_into(file, position, &mut bytes).await?;
+            return Ok(bytes.into());
         }
-        Ok(buffer.into_bytes(length))
+        let mut buffer = self.reads.take();
+        read_into(file, position, &mut buffer.room()[..length]).await?;
+        buffer.grow(length);
+        Ok(buffer.into_bytes())
     }
 
     /// Bytes free for an unprivileged writer on the file system of `directory`.
@@ -228,53 +229,25 @@ impl Disk {
     }
 }
 
-/// Buffers of [`IO_BYTES`] that come back when the last holder of their bytes lets go: the first
-/// touch of a page costs more than copying it.
-#[derive(Clone)]
-struct Pool(Arc<ArrayQueue<Vec<u8>>>);
-
-/// A buffer on loan from a [`Pool`].
-struct Loan {
-    bytes: Vec<u8>,
-    length: usize,
-    pool: Option<Pool>,
-}
-
-impl Pool {
-    fn take(&self, length: usize) -> Loan {
-        if length * 2 > IO_BYTES && length <= IO_BYTES {
-            let bytes = self.0.pop().unwrap_or_else(|| vec![0; IO_BYTES]);
-            Loan { bytes, length, pool: Some(self.clone()) }
-        } else {
-            Loan { bytes: vec![0; length], length, pool: None }
+/// Fills `into` from `position` on.
+async fn read_into(file: &Arc<File>, position: u64, into: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < into.len() {
+        let at = position + filled as u64;
+        let mut slices = [IoSliceMut::new(&mut into[filled..])];
+        match rustix::io::preadv2(&**file, &mut slices, at, ReadWriteFlags::NOWAIT) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN | Errno::OPNOTSUPP) => {
+                let waited = read_waiting(file, at, into.len() - filled).await?;
+                into[filled..filled + waited.len()].copy_from_slice(&waited);
+                filled += waited.len();
+            }
+            Err(error) => return Err(error.into()),
         }
     }
-}
-
-impl Loan {
-    fn into_bytes(mut self, length: usize) -> Bytes {
-        self.length = length;
-        if self.pool.is_some() {
-            Bytes::from_owner(self)
-        } else {
-            Bytes::from(std::mem::take(&mut self.bytes))
-        }
-    }
-}
-
-impl AsRef<[u8]> for Loan {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-}
-
-impl Drop for Loan {
-    fn drop(&mut self) {
-        if let Some(pool) = self.pool.take() {
-            // A full pool drops the buffer: that is its bound.
-            drop(pool.0.push(std::mem::take(&mut self.bytes)));
-        }
-    }
+    Ok(())
 }
 
 /// A read that may wait for the device, through io_uring.
@@ -295,6 +268,11 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     glommio::executor().spawn_blocking(work).await
+}
+
+fn open_temporary(directory: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(directory, flags, Mode::from_raw_mode(0o600))?))
 }
 
 fn link_open_file(fd: i32, path: &Path, mode: u32) -> io::Result<()> {

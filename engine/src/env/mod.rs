@@ -1,6 +1,7 @@
 //! The outside world, as values: all that a core may touch besides its inputs. Code of the
 //! engine must never take the time or open a file of the store in any other way.
 
+pub(crate) mod buffer;
 pub mod clock;
 pub mod disk;
 

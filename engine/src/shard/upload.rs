@@ -8,10 +8,9 @@ use super::{
     segment::{Kind, Record},
 };
 use crate::{
-    blob::{BlobError, Result, source::Chunks},
+    blob::{Result, source::Chunks},
     digest::Digest,
-    env::disk::Writing,
-    limits::IO_BYTES,
+    env::{buffer::Buffer, disk::Temporary},
 };
 use bytes::{Bytes, BytesMut};
 
@@ -22,13 +21,9 @@ impl Shard {
         if digest.size() <= self.config.small_blob_bytes_max {
             return self.keep_small(digest, &bytes).await;
         }
-        let file = self.temporary(&digest).await?;
-        let mut at = 0;
-        for piece in bytes.chunks(IO_BYTES) {
-            self.env.disk.write(&file, piece.to_vec(), at).await?;
-            at += piece.len() as u64;
-        }
-        self.publish(digest, file).await
+        let mut growing = self.grow(&digest).await?;
+        growing.push(self, &bytes).await?;
+        self.publish(digest, growing).await
     }
 
     /// Keeps a blob that comes in pieces.
@@ -41,23 +36,13 @@ impl Shard {
             }
             return self.keep_small(digest, &whole).await;
         }
-        let file = self.temporary(&digest).await?;
-        let (mut at, mut gathered) = (0, Vec::with_capacity(IO_BYTES));
+        let mut growing = self.grow(&digest).await?;
         while let Some(pieces) = chunks.next().await? {
             for piece in pieces {
-                gathered.extend_from_slice(&piece);
-            }
-            if gathered.len() >= IO_BYTES {
-                let length = gathered.len() as u64;
-                let full = std::mem::replace(&mut gathered, Vec::with_capacity(IO_BYTES));
-                self.env.disk.write(&file, full, at).await?;
-                at += length;
+                growing.push(self, &piece).await?;
             }
         }
-        if !gathered.is_empty() {
-            self.env.disk.write(&file, gathered, at).await?;
-        }
-        self.publish(digest, file).await
+        self.publish(digest, growing).await
     }
 
     async fn keep_small(&self, digest: Digest, bytes: &[u8]) -> Result<()> {
@@ -69,18 +54,44 @@ impl Shard {
         Ok(())
     }
 
-    async fn temporary(&self, digest: &Digest) -> Result<Writing> {
+    async fn grow(&self, digest: &Digest) -> Result<Growing> {
         let directory = self.config.layout.prefix(digest.hash()[0]);
-        self.env.disk.temporary(&directory).await.map_err(BlobError::from)
+        let file = self.env.disk.temporary(directory).await?;
+        Ok(Growing { file, written: 0, buffer: self.env.disk.buffer() })
     }
 
-    async fn publish(&self, digest: Digest, file: Writing) -> Result<()> {
+    async fn publish(&self, digest: Digest, growing: Growing) -> Result<()> {
+        let Growing { file, written, buffer } = growing;
+        self.env.disk.write_large(&file, buffer, written).await?;
         if self.config.durability == Durability::Sync {
-            self.env.disk.sync(&file).await?;
+            self.env.disk.sync_large(&file).await?;
         }
         let path = self.config.layout.blob(&digest, false);
         self.env.disk.publish(file, path, MODE_PLAIN).await?;
         let directory = self.config.layout.prefix(digest.hash()[0]);
         self.added(&digest, Entry::in_file(&digest, false, true), directory).await
+    }
+}
+
+/// A large blob that is written: what is in the file, and what waits to fill one write.
+struct Growing {
+    file: Temporary,
+    written: u64,
+    buffer: Buffer,
+}
+
+impl Growing {
+    async fn push(&mut self, shard: &Shard, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let taken = self.buffer.fill_from(bytes);
+            bytes = &bytes[taken..];
+            if self.buffer.is_full() {
+                let full = std::mem::replace(&mut self.buffer, shard.env.disk.buffer());
+                let length = full.filled().len() as u64;
+                shard.env.disk.write_large(&self.file, full, self.written).await?;
+                self.written += length;
+            }
+        }
+        Ok(())
     }
 }
