@@ -32,9 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(ROOTS, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    let mut builder = tonic_prost_build::configure()
-        .build_transport(false)
-        .include_file("wire.rs");
+    let mut builder = tonic_prost_build::configure().build_transport(false).include_file("wire.rs");
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names().bytes(PAYLOADS);
     // Maps in a fixed order, so that equal messages have equal bytes.

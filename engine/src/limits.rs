@@ -24,6 +24,9 @@ pub struct Limits {
 /// Chunks that wait between a connection and the owner of its upload.
 pub const UPLOAD_CHUNKS_MAX: usize = 16;
 
+/// Bytes of all chunks that wait between connections and owners; beyond it, uploads wait.
+pub const UPLOAD_BYTES_MAX: usize = 256 * 1024 * 1024;
+
 /// Bytes in which large blobs are read.
 pub const IO_BYTES: usize = 256 * 1024;
 

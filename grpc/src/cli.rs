@@ -9,9 +9,12 @@ use std::path::PathBuf;
 /// Bazel, Buck2, Pants, BuildStream, recc and siso use it as remote cache and remote executor
 /// over gRPC. Without any option it serves on 127.0.0.1:8980 and keeps its data in ./data.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Signals: SIGTERM and SIGINT drain the node within server.grace; \
+#[command(
+    version,
+    after_help = "Signals: SIGTERM and SIGINT drain the node within server.grace; \
     a second one ends it at once.\nEvery setting is described in config.yaml; each can be \
-    overridden by a variable RINGFORGE__SECTION__KEY.")]
+    overridden by a variable RINGFORGE__SECTION__KEY."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

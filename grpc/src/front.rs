@@ -11,7 +11,7 @@ use crate::{
         execution::ExecutionService,
         operations::OperationsService,
     },
-    transport::{Connections, ServeConfig, serve},
+    transport::{Accepted, Connections, ServeConfig, serve},
 };
 use engine::cores::{CoreContext, Front};
 use futures_util::future::LocalBoxFuture;
@@ -27,11 +27,7 @@ use proto::{
         execution_server::ExecutionServer,
     },
 };
-use std::{
-    convert::Infallible,
-    net::TcpStream,
-    sync::Arc,
-};
+use std::{convert::Infallible, net::TcpStream, sync::Arc};
 use tokio::sync::watch;
 use tonic::{body::Body, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -47,17 +43,20 @@ pub(crate) struct FrontParts<H> {
 }
 
 /// The front that each core runs beside its store.
-pub(crate) fn front<H: Health>(parts: FrontParts<H>) -> Result<Front, tonic_reflection::server::Error> {
+pub(crate) fn front<H: Health>(
+    parts: FrontParts<H>,
+) -> Result<Front, tonic_reflection::server::Error> {
     let routes = routes(&parts.node, parts.health)?;
     let FrontParts { node, connections, accepted, config, draining, .. } = parts;
     Ok(Arc::new(move |core: CoreContext| -> LocalBoxFuture<'static, ()> {
         let id = core.id;
-        let accepted = accepted[usize::from(id)].clone();
+        let queue = accepted[usize::from(id)].clone();
+        let accepted = Accepted { core: id, queue, connections: connections.clone() };
         let service = CoreService {
             routes: TowerToHyperService::new(routes.clone()),
             byte_stream: ByteStreamService { node: node.clone(), core },
         };
-        Box::pin(serve(id, accepted, connections.clone(), config, draining.clone(), service))
+        Box::pin(serve(accepted, config, draining.clone(), service))
     }))
 }
 
@@ -69,9 +68,9 @@ fn routes<H: Health>(
     let bound = node.bounds.message_bytes_max;
     let descriptors = [proto::FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
     let reflection = |builder: tonic_reflection::server::Builder<'static>| {
-        descriptors.iter().fold(builder, |builder, set| {
-            builder.register_encoded_file_descriptor_set(set)
-        })
+        descriptors
+            .iter()
+            .fold(builder, |builder, set| builder.register_encoded_file_descriptor_set(set))
     };
     let v1 = reflection(tonic_reflection::server::Builder::configure()).build_v1()?;
     let v1alpha = reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?;
@@ -87,9 +86,8 @@ fn routes<H: Health>(
     if node.executions.is_some() {
         let execution = ExecutionServer::new(ExecutionService { node: node.clone() });
         let operations = OperationsServer::new(OperationsService { node: node.clone() });
-        routes = routes
-            .add_service(execution.max_decoding_message_size(bound))
-            .add_service(operations);
+        routes =
+            routes.add_service(execution.max_decoding_message_size(bound)).add_service(operations);
     }
     Ok(routes.prepare())
 }

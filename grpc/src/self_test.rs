@@ -61,11 +61,14 @@ pub(crate) fn check_machine(report: &mut Report) -> anyhow::Result<()> {
     let landlock = sandbox::landlock_abi();
     report.add("landlock", landlock.map_or("absent".to_owned(), |abi| format!("ABI {abi}")));
     let namespaces = sandbox::user_namespaces_max();
-    report.add("namespaces", match namespaces {
-        Some(0) => "user namespaces are forbidden (user.max_user_namespaces = 0)".to_owned(),
-        Some(bound) => format!("up to {bound} user namespaces"),
-        None => "no bound is known".to_owned(),
-    });
+    report.add(
+        "namespaces",
+        match namespaces {
+            Some(0) => "user namespaces are forbidden (user.max_user_namespaces = 0)".to_owned(),
+            Some(bound) => format!("up to {bound} user namespaces"),
+            None => "no bound is known".to_owned(),
+        },
+    );
     report.add("cgroups", cgroups());
     Ok(())
 }
@@ -75,7 +78,9 @@ pub(crate) fn placement(report: &mut Report, placement: &Placement, shards: u16)
     let Placement { data, control, actions } = placement;
     report.add(
         "placement",
-        format!("{shards} shard(s) on CPU {data:?}, control on {control:?}, actions on {actions:?}"),
+        format!(
+            "{shards} shard(s) on CPU {data:?}, control on {control:?}, actions on {actions:?}"
+        ),
     );
 }
 
@@ -87,9 +92,8 @@ pub(crate) fn check_links(report: &mut Report, directory: &Path) -> anyhow::Resu
     let (from, to) = (directory.join("link-test.a"), directory.join("link-test.b"));
     fs::write(&from, b"x").with_context(|| format!("{} can't be written", directory.display()))?;
     let linked = fs::hard_link(&from, &to);
-    let reflinked = fs::File::create(directory.join("link-test.c")).and_then(|copy| {
-        Ok(rustix::fs::ioctl_ficlone(copy, fs::File::open(&from)?)?)
-    });
+    let reflinked = fs::File::create(directory.join("link-test.c"))
+        .and_then(|copy| Ok(rustix::fs::ioctl_ficlone(copy, fs::File::open(&from)?)?));
     for name in ["link-test.a", "link-test.b", "link-test.c"] {
         // What was not made need not be removed.
         let _ = fs::remove_file(directory.join(name));
@@ -105,8 +109,10 @@ fn check_ring(report: &mut Report) -> anyhow::Result<()> {
         let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
         let remedy = match disabled.as_deref().map(str::trim) {
             Ok("1" | "2") => "set kernel.io_uring_disabled = 0 (sysctl)",
-            _ => "allow io_uring_setup, io_uring_enter and io_uring_register in the container's \
-                  seccomp profile, or run on Linux 5.8 or newer",
+            _ => {
+                "allow io_uring_setup, io_uring_enter and io_uring_register in the container's \
+                  seccomp profile, or run on Linux 5.8 or newer"
+            }
         };
         bail!("io_uring can't be used ({error}): {remedy}");
     }

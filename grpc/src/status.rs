@@ -95,11 +95,7 @@ pub(crate) fn retry(code: Code, message: String) -> Status {
 }
 
 /// A status with details for programs.
-pub(crate) fn with_details(
-    code: Code,
-    message: String,
-    details: Vec<prost_types::Any>,
-) -> Status {
+pub(crate) fn with_details(code: Code, message: String, details: Vec<prost_types::Any>) -> Status {
     let wire = rpc::Status { code: code as i32, message: message.clone(), details };
     Status::with_details(code, message, wire.encode_to_vec().into())
 }

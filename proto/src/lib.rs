@@ -19,5 +19,4 @@ pub use wire::{
 };
 
 /// Every file compiled, encoded as a `google.protobuf.FileDescriptorSet`: what reflection serves.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

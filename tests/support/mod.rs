@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub mod action;
 pub mod client;
 
 /// How long a node may take to accept its first connection.

@@ -41,6 +41,10 @@ const X32_BIT: u32 = 0x4000_0000;
 /// Terminal commands that type for the user.
 const TERMINAL_COMMANDS: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
 
+/// Rules that are tried one after another. When a filter is installed, the kernel walks it once
+/// for every number there is: one chain of all rules costs 0.1 ms more.
+const PART_RULES: usize = 8;
+
 /// A compiled filter: made once, installed in each action.
 pub(crate) struct Filter(BpfProgram);
 
@@ -51,12 +55,12 @@ impl Filter {
             rules.insert(number(name).ok_or_else(|| format!("unknown call {name}"))?, Vec::new());
         }
         rules.extend(by_argument().map_err(|error| error.to_string())?);
-        let arch = std::env::consts::ARCH.try_into().map_err(|_| "unknown architecture")?;
-        let denial = SeccompAction::Errno(libc::EPERM as u32);
-        let filter = SeccompFilter::new(rules, SeccompAction::Allow, denial, arch)
-            .map_err(|error| error.to_string())?;
-        let judged = BpfProgram::try_from(filter).map_err(|error| error.to_string())?;
-        Ok(Filter(prologue().into_iter().chain(judged).collect()))
+        let rules: Vec<_> = rules.into_iter().collect();
+        let parts = rules
+            .chunks(PART_RULES)
+            .map(|part| Ok((part[0].0, compile_part(part)?)))
+            .collect::<Result<Vec<_>, String>>()?;
+        Ok(Filter(assemble(&parts)))
     }
 
     pub(crate) fn install(&self) -> Result<(), StepFailure> {
@@ -83,19 +87,45 @@ fn denied(policy: &str) -> Result<Vec<&str>, String> {
         .collect()
 }
 
-/// Runs before the architecture is checked: both answers hold on any.
-fn prologue() -> [sock_filter; 5] {
-    let (load, equal, at_least, answer) = (0x20, 0x15, 0x35, 0x06);
+fn compile_part(rules: &[(i64, Vec<SeccompRule>)]) -> Result<BpfProgram, String> {
+    let arch = std::env::consts::ARCH.try_into().map_err(|_| "unknown architecture")?;
+    let denial = SeccompAction::Errno(libc::EPERM as u32);
+    let rules = rules.iter().cloned().collect();
+    SeccompFilter::new(rules, SeccompAction::Allow, denial, arch)
+        .and_then(BpfProgram::try_from)
+        .map_err(|error| error.to_string())
+}
+
+/// ```text
+/// load number; clone3 or x32 -> ENOSYS
+/// number < first of part 1 -> part 0; < first of part 2 -> part 1; ...; else -> last part
+/// part 0 | part 1 | ... each checks the architecture and answers
+/// ```
+fn assemble(parts: &[(i64, BpfProgram)]) -> BpfProgram {
+    let (load, jump, equal, at_least, answer) = (0x20, 0x05, 0x15, 0x35, 0x06);
     let absent = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
     let step = |code, jt, jf, k| sock_filter { code, jt, jf, k };
-    [
-        step(load, 0, 0, 0), // the number
+    // Both answers hold on any architecture, so they may come before it is checked.
+    let mut program = vec![
+        step(load, 0, 0, 0),
         // Its flags lie in memory, where no filter sees them; libc falls back to clone.
         step(equal, 2, 0, libc::SYS_clone3 as u32),
         step(at_least, 1, 0, X32_BIT),
-        step(0x05, 0, 0, 1), // to the rest
+        step(jump, 0, 0, 1),
         step(answer, 0, 0, absent),
-    ]
+    ];
+    let table_end = program.len() + 2 * parts.len() - 1;
+    let mut part_start = table_end;
+    for (index, (_, part)) in parts.iter().enumerate() {
+        if let Some((next_first, _)) = parts.get(index + 1) {
+            program.push(step(at_least, 1, 0, *next_first as u32));
+        }
+        let offset = part_start - (program.len() + 1);
+        program.push(step(jump, 0, 0, offset as u32));
+        part_start += part.len();
+    }
+    program.extend(parts.iter().flat_map(|(_, part)| part.iter().cloned()));
+    program
 }
 
 type Rules = Vec<(i64, Vec<SeccompRule>)>;

@@ -402,6 +402,27 @@ fn dropping_the_spawner_ends_its_actions() {
 }
 
 #[test]
+fn many_actions_at_once_leave_nothing_behind() {
+    const WORKERS: usize = 4;
+    const ACTIONS_OF_EACH: usize = 10;
+    let before = support::descriptors_of_spawner();
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            scope.spawn(move || {
+                let scene = Scene::new();
+                for action in 0..ACTIONS_OF_EACH {
+                    let text = format!("{worker} {action}");
+                    assert_eq!(scene.run(&["echo", &text]).stdout, format!("{text}\n"));
+                    assert_eq!(processes_of(&scene), 0);
+                }
+            });
+        }
+    });
+    // Other tests run beside this one, so a few may be in flight; a leak would be one an action.
+    assert!(support::descriptors_of_spawner() < before + WORKERS * ACTIONS_OF_EACH);
+}
+
+#[test]
 fn the_report_counts_what_was_used() {
     let script = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
     match Scene::new().run(&["sh", "-c", script]).ended {

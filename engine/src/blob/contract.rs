@@ -3,7 +3,7 @@
 
 use super::{
     BlobError, BlobStore, Body, Source,
-    source::{Chunk, Chunks},
+    source::{Chunk, Chunks, Pieces},
 };
 use crate::{digest::Digest, env::clock::Clock};
 use bytes::Bytes;
@@ -44,7 +44,7 @@ pub(crate) fn bytes_of(body: Body) -> Vec<u8> {
 pub(crate) async fn chunks(digest: Digest, pieces: &[Bytes], ends: bool) -> Source {
     let (sender, receiver) = async_channel::bounded(pieces.len() + 1);
     for piece in pieces {
-        sender.send(Chunk::Bytes(vec![piece.clone()])).await.unwrap();
+        sender.send(Chunk::Bytes(Pieces::new(vec![piece.clone()], None))).await.unwrap();
     }
     if ends {
         sender.send(Chunk::End).await.unwrap();

@@ -8,6 +8,7 @@ use crate::{
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use std::{pin::pin, time::Duration};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Where a store takes a blob's bytes from.
 pub enum Source {
@@ -20,10 +21,31 @@ pub enum Source {
 /// What an uploader sends.
 #[derive(Debug)]
 pub enum Chunk {
-    /// The next bytes, in pieces as they came.
-    Bytes(Vec<Bytes>),
+    /// The next bytes.
+    Bytes(Pieces),
     /// There are no more.
     End,
+}
+
+/// Bytes in the pieces in which they came, with what they take of the node's bound.
+#[derive(Debug)]
+pub struct Pieces {
+    bytes: Vec<Bytes>,
+    /// Given back when the bytes are.
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+impl Pieces {
+    /// Pieces that count against a bound as long as they live.
+    #[must_use]
+    pub const fn new(bytes: Vec<Bytes>, share: Option<OwnedSemaphorePermit>) -> Self {
+        Self { bytes, _share: share }
+    }
+
+    /// The pieces in their order.
+    pub fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        self.bytes.iter()
+    }
 }
 
 /// The receiving end of an upload.
@@ -61,7 +83,7 @@ impl Chunks {
     /// # Errors
     /// `Incomplete` where the sender left or stalled, `Mismatch` where there are too many, too few
     /// or other bytes than the digest says.
-    pub async fn next(&mut self) -> Result<Option<Vec<Bytes>>> {
+    pub async fn next(&mut self) -> Result<Option<Pieces>> {
         let received = {
             let next = pin!(self.receiver.recv());
             let idle = pin!(self.clock.sleep(self.idle));
@@ -77,13 +99,13 @@ impl Chunks {
         }
     }
 
-    fn take(&mut self, pieces: &[Bytes]) -> Result<()> {
+    fn take(&mut self, pieces: &Pieces) -> Result<()> {
         self.received += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
         if self.received > self.digest.size() {
             return Err(BlobError::Mismatch(self.digest));
         }
         if let Some(hasher) = &mut self.hasher {
-            for piece in pieces {
+            for piece in pieces.iter() {
                 hasher.update(piece);
             }
         }

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     blob::{BlobError, Body, Link, Result},
     digest::{Digest, HASH_BYTES, ShardId, owner},
+    limits::UPLOAD_BYTES_MAX,
 };
 use bytes::Bytes;
 use crossbeam_utils::CachePadded;
@@ -20,13 +21,15 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// All cores of this node, to be asked by digest from any thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Cores {
     inboxes: Arc<[async_channel::Sender<Request>]>,
     losses: Arc<[CachePadded<AtomicU64>]>,
+    /// What uploads may still have on their way to their owners, in bytes.
+    upload_bytes: Arc<Semaphore>,
 }
 
 /// The receiving end for one core; handed to its pump.
@@ -70,7 +73,8 @@ impl Cores {
                 losses: LossCounter { all: losses.clone(), shard },
             })
             .collect();
-        (Self { inboxes: senders.into(), losses }, inboxes)
+        let upload_bytes = Arc::new(Semaphore::new(UPLOAD_BYTES_MAX));
+        (Self { inboxes: senders.into(), losses, upload_bytes }, inboxes)
     }
 
     /// How many shards there are.
@@ -254,6 +258,14 @@ impl Cores {
     pub(super) fn park(&self, digest: &Digest, name: Box<[u8; HASH_BYTES]>, attached: Attached) {
         // A full inbox drops the upload, as a client may expect of a busy node.
         drop(self.submit(self.owner(digest), Request::Park { name, attached }));
+    }
+
+    /// Waits until `length` bytes more may be on their way to an owner.
+    pub(super) async fn upload_share(&self, length: u64) -> Option<OwnedSemaphorePermit> {
+        let length = usize::try_from(length).unwrap_or(UPLOAD_BYTES_MAX).min(UPLOAD_BYTES_MAX);
+        let length = u32::try_from(length).expect("the bound is far below 4 GiB");
+        // Never closed.
+        self.upload_bytes.clone().acquire_many_owned(length).await.ok()
     }
 
     /// Takes no further requests; what is in flight is answered.

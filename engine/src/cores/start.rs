@@ -21,6 +21,9 @@ use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
 const RING_MEMORY_BYTES: usize = 512 * 1024;
 /// Operations that one executor's ring holds.
 const RING_DEPTH: usize = 256;
+/// Threads of one executor that may wait for the disk: a sync that takes long must not hold up
+/// those who only want a file opened.
+const BLOCKING_THREADS: usize = 4;
 /// How late a core may notice that another thread woke it, while it is busy.
 const WAKE_LATENCY: Duration = Duration::from_millis(1);
 
@@ -127,7 +130,7 @@ pub fn start(
             .name(&format!("core-{id}"))
             .io_memory(RING_MEMORY_BYTES)
             .ring_depth(RING_DEPTH)
-            .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
+            .blocking_thread_pool_placement(PoolPlacement::Unbound(BLOCKING_THREADS))
             .spawn(move || core.run())
             .map_err(|cause| StartError::Executor { core: id, cpu, cause: cause.to_string() })?;
         threads.push(thread);

@@ -7,7 +7,10 @@ use super::{
     request::{Attached, UploadName},
 };
 use crate::{
-    blob::{BlobError, Body, Extent, Result, source::Chunk},
+    blob::{
+        BlobError, Body, Extent, Result,
+        source::{Chunk, Pieces},
+    },
     digest::{Digest, Hasher},
     env::Env,
     limits::IO_BYTES,
@@ -45,8 +48,9 @@ impl Upload {
     /// What the owner says of the upload, if it gave it up.
     pub async fn write(&mut self, pieces: Vec<Bytes>) -> Result<()> {
         let length = pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        let share = self.cores.upload_share(length).await;
         let Some(attached) = &self.attached else { return Err(BlobError::Stopped) };
-        if attached.chunks.send(Chunk::Bytes(pieces)).await.is_err() {
+        if attached.chunks.send(Chunk::Bytes(Pieces::new(pieces, share))).await.is_err() {
             return Err(self.refused().await);
         }
         attached.committed.fetch_add(length, Ordering::Release);

@@ -11,7 +11,7 @@ use crate::limits::{IO_BYTES, WRITE_BYTES};
 use bytes::Bytes;
 use glommio::io::{BufferedFile, OpenOptions};
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags},
+    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags},
     io::{Errno, ReadWriteFlags},
 };
 use std::{
@@ -40,8 +40,7 @@ pub struct Temporary {
 
 impl Disk {
     /// The disk, for the executor of the calling thread.
-    #[must_use]
-    pub fn new() -> Self {
+    pub(super) fn real() -> Self {
         Self { reads: Buffers::new(IO_BYTES), writes: Buffers::new(WRITE_BYTES) }
     }
 
@@ -121,16 +120,20 @@ impl Disk {
         blocking(move || link_open_file(file.file.as_raw_fd(), &path, mode)).await
     }
 
-    /// Gives a small blob a file of its own.
+    /// Gives small blobs files of their own: bytes, name and mode of each. One hop for all,
+    /// because a hop costs as much as a file.
     ///
     /// # Errors
-    /// As write(2), linkat(2).
-    pub async fn publish_bytes(&self, bytes: Bytes, path: PathBuf, mode: u32) -> io::Result<()> {
+    /// As write(2), linkat(2); those before the one that failed have their files.
+    pub async fn publish_many(&self, blobs: Vec<(Bytes, PathBuf, u32)>) -> io::Result<()> {
         blocking(move || {
-            let directory = path.parent().ok_or(Errno::INVAL)?;
-            let mut file = open_temporary(directory)?;
-            io::Write::write_all(&mut file, &bytes)?;
-            link_open_file(file.as_raw_fd(), &path, mode)
+            for (bytes, path, mode) in blobs {
+                let directory = path.parent().ok_or(Errno::INVAL)?;
+                let mut file = open_temporary(directory)?;
+                io::Write::write_all(&mut file, &bytes)?;
+                link_open_file(file.as_raw_fd(), &path, mode)?;
+            }
+            Ok(())
         })
         .await
     }
@@ -158,12 +161,18 @@ impl Disk {
         blocking(move || link_over(file.as_raw_fd(), &path)).await
     }
 
-    /// A file to read from.
+    /// A file to read from; opened inline where all of its path is in the kernel's cache.
     ///
     /// # Errors
     /// As open(2).
     pub async fn open(&self, path: PathBuf) -> io::Result<Arc<File>> {
-        blocking(move || File::open(path).map(Arc::new)).await
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let cached = ResolveFlags::CACHED;
+        match rustix::fs::openat2(CWD, &path, flags, Mode::empty(), cached) {
+            Ok(file) => Ok(Arc::new(File::from(file))),
+            Err(Errno::AGAIN) => blocking(move || File::open(path).map(Arc::new)).await,
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Removes a name; a name that is not there is removed already.

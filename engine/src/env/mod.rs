@@ -21,6 +21,6 @@ impl Env {
     /// The real world, for the executor that runs on the calling thread.
     #[must_use]
     pub fn real() -> Rc<Self> {
-        Rc::new(Self { clock: Clock::start(), disk: Disk::new() })
+        Rc::new(Self { clock: Clock::start(), disk: Disk::real() })
     }
 }

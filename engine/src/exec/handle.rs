@@ -79,14 +79,34 @@ pub type Listening = watch::Receiver<OperationState>;
 
 /// What the schedule is asked.
 pub(super) enum Request {
-    Execute { prepared: Arc<Prepared>, priority: i32, reply: oneshot::Sender<Result<Listening, ExecError>> },
-    Wait { name: String, reply: oneshot::Sender<Option<Listening>> },
-    List { reply: oneshot::Sender<Vec<OperationState>> },
-    Cancel { name: String, reply: oneshot::Sender<bool> },
+    Execute {
+        prepared: Arc<Prepared>,
+        priority: i32,
+        reply: oneshot::Sender<Result<Listening, ExecError>>,
+    },
+    Wait {
+        name: String,
+        reply: oneshot::Sender<Option<Listening>>,
+    },
+    List {
+        reply: oneshot::Sender<Vec<OperationState>>,
+    },
+    Cancel {
+        name: String,
+        reply: oneshot::Sender<bool>,
+    },
     Tick,
-    Drain { idle: oneshot::Sender<()> },
-    Progress { run: RunId, progress: RunProgress },
-    Finished { run: RunId, outcome: Box<ExecuteOutcome> },
+    Drain {
+        idle: oneshot::Sender<()>,
+    },
+    Progress {
+        run: RunId,
+        progress: RunProgress,
+    },
+    Finished {
+        run: RunId,
+        outcome: Box<ExecuteOutcome>,
+    },
 }
 
 /// The executions of this node, to be asked from any thread. Cheap to clone.
@@ -181,7 +201,10 @@ impl Executions {
         self.requests.close();
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, ExecError> {
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, ExecError> {
         let (reply, answer) = oneshot::channel();
         self.requests.try_send(request(reply)).map_err(|refused| match refused {
             async_channel::TrySendError::Full(_) => ExecError::Overloaded,
@@ -236,12 +259,7 @@ pub fn start(
 }
 
 /// One action; whatever happens, the schedule is told that it ended.
-fn work_on(
-    workshop: &Workshop,
-    slot: usize,
-    job: &Job,
-    requests: &async_channel::Sender<Request>,
-) {
+fn work_on(workshop: &Workshop, slot: usize, job: &Job, requests: &async_channel::Sender<Request>) {
     let run = job.run;
     let progress = |progress| {
         // A closed inbox means that the node is past caring.

@@ -118,10 +118,7 @@ impl InputTree {
             if account.entries > limits.input_files_max || account.bytes > limits.input_bytes_max {
                 let message = format!(
                     "the inputs are {} entries of {} bytes; the bounds are {} and {}",
-                    account.entries,
-                    account.bytes,
-                    limits.input_files_max,
-                    limits.input_bytes_max
+                    account.entries, account.bytes, limits.input_files_max, limits.input_bytes_max
                 );
                 return Err(ExecError::TooLarge(message));
             }
@@ -142,13 +139,9 @@ impl InputTree {
     ///
     /// # Errors
     /// `Missing` where a blob went away meanwhile, `Store` where the disk fails or is full.
-    pub(super) fn lay_out(
-        &self,
-        cores: &Cores,
-        at: &Path,
-        owner: Owner,
-    ) -> Result<(), ExecError> {
-        let wanted: Vec<(Digest, bool)> = self.files().collect::<BTreeSet<_>>().into_iter().collect();
+    pub(super) fn lay_out(&self, cores: &Cores, at: &Path, owner: Owner) -> Result<(), ExecError> {
+        let wanted: Vec<(Digest, bool)> =
+            self.files().collect::<BTreeSet<_>>().into_iter().collect();
         let mut links = HashMap::with_capacity(wanted.len());
         for batch in wanted.chunks(LINK_BATCH_MAX) {
             let found = block_on(cores.link(batch.to_vec()));
@@ -277,7 +270,8 @@ mod tests {
         let digest = wire(Digest::of(b"x"));
         for name in ["", ".", "..", "a/b", "/a", "a\0", "/", &"x".repeat(256)] {
             let name = name.to_owned();
-            let file = FileNode { name: name.clone(), digest: digest.clone(), ..Default::default() };
+            let file =
+                FileNode { name: name.clone(), digest: digest.clone(), ..Default::default() };
             let node = DirectoryNode { name: name.clone(), digest: digest.clone() };
             let symlink = SymlinkNode { name, target: "t".to_owned(), ..Default::default() };
             for directory in [
@@ -319,10 +313,8 @@ mod tests {
         let mut digest = encode(&below).0;
         for _ in 0..60 {
             directories.insert(digest, below);
-            let twice = ["a", "b"].map(|name| DirectoryNode {
-                name: name.to_owned(),
-                digest: wire(digest),
-            });
+            let twice = ["a", "b"]
+                .map(|name| DirectoryNode { name: name.to_owned(), digest: wire(digest) });
             below = Directory { directories: twice.to_vec(), ..Default::default() };
             digest = encode(&below).0;
         }

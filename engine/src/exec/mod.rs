@@ -14,15 +14,15 @@ mod tree;
 mod worker;
 
 pub use self::{
-    handle::{ExecutionsConfig, Executions, Listening, OperationName, OperationState, Stage, Workers, start},
+    handle::{
+        Executions, ExecutionsConfig, Listening, OperationName, OperationState, Stage, Workers,
+        start,
+    },
     prepare::{Prepared, prepare},
     worker::{SandboxConfig, clear_roots},
 };
 
-use crate::{
-    blob::BlobError,
-    digest::Digest,
-};
+use crate::{blob::BlobError, digest::Digest};
 use prost_types::Timestamp;
 use proto::reapi::{ActionResult, ExecutedActionMetadata};
 use std::{

@@ -47,6 +47,13 @@ pub(super) struct Collector<'a> {
     entries: usize,
 }
 
+/// What lies at a promised path.
+struct Found<'a> {
+    parent: OwnedFd,
+    name: String,
+    output: &'a OutputPath,
+}
+
 /// One directory, and all that lie below it, as messages.
 struct Collected {
     directory: Directory,
@@ -76,12 +83,15 @@ impl<'a> Collector<'a> {
                 Err(Errno::NOENT | Errno::NOTDIR) => continue,
                 other => other?,
             };
+            let found = Found { parent, name, output };
             match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => self.file(&parent, &name, output, &stat, result)?,
-                FileType::Directory => {
-                    self.directory(&parent, &name, output, outputs.format, result)?;
+                FileType::RegularFile => {
+                    result.output_files.push(self.file(&found, &stat)?);
                 }
-                FileType::Symlink => self.symlink(&parent, &name, output, result)?,
+                FileType::Directory => {
+                    result.output_directories.push(self.directory(&found, outputs.format)?);
+                }
+                FileType::Symlink => self.symlink(&found, result)?,
                 _ => return Err(not_an_output(&output.path)),
             }
         }
@@ -134,79 +144,45 @@ impl<'a> Collector<'a> {
         }
     }
 
-    fn file(
-        &mut self,
-        parent: &OwnedFd,
-        name: &str,
-        output: &OutputPath,
-        stat: &Stat,
-        result: &mut ActionResult,
-    ) -> Result<(), ExecError> {
+    fn file(&mut self, found: &Found<'_>, stat: &Stat) -> Result<OutputFile, ExecError> {
+        let Found { parent, name, output } = found;
         if output.kind == OutputKind::Directory {
             return Err(wrong_kind(&output.path, "a file"));
         }
         let digest = self.ingest(parent, name)?;
-        result.output_files.push(OutputFile {
+        Ok(OutputFile {
             path: output.path.clone(),
             digest: Some(wire(&digest)),
             is_executable: stat.st_mode & 0o100 != 0,
             ..OutputFile::default()
-        });
-        Ok(())
+        })
     }
 
-    fn symlink(
-        &mut self,
-        parent: &OwnedFd,
-        name: &str,
-        output: &OutputPath,
-        result: &mut ActionResult,
-    ) -> Result<(), ExecError> {
+    fn symlink(&self, found: &Found<'_>, result: &mut ActionResult) -> Result<(), ExecError> {
+        let Found { parent, name, output } = found;
         let target = read_link(parent, name)?;
         let symlink = OutputSymlink { path: output.path.clone(), target, ..Default::default() };
         #[expect(deprecated, reason = "what clients of API 2.0 read")]
         match output.kind {
             OutputKind::Any => result.output_symlinks.push(symlink),
             OutputKind::File => {
-                self.check_target(parent, name, output, FileType::RegularFile)?;
+                check_target(found, FileType::RegularFile)?;
                 result.output_file_symlinks.push(symlink);
             }
             OutputKind::Directory => {
-                self.check_target(parent, name, output, FileType::Directory)?;
+                check_target(found, FileType::Directory)?;
                 result.output_directory_symlinks.push(symlink);
             }
         }
         Ok(())
     }
 
-    /// A symlink that was promised as a file must not lead to a directory, and the other way
-    /// round; where it leads nowhere or out of the root, nothing can be said against it.
-    fn check_target(
-        &self,
-        parent: &OwnedFd,
-        name: &str,
-        output: &OutputPath,
-        expected: FileType,
-    ) -> Result<(), ExecError> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let Ok(target) = rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve) else {
-            return Ok(());
-        };
-        if FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode) == expected {
-            return Ok(());
-        }
-        Err(wrong_kind(&output.path, "a symlink to something else"))
-    }
-
     fn directory(
         &mut self,
-        parent: &OwnedFd,
-        name: &str,
-        output: &OutputPath,
+        found: &Found<'_>,
         format: OutputDirectoryFormat,
-        result: &mut ActionResult,
-    ) -> Result<(), ExecError> {
+    ) -> Result<OutputDirectory, ExecError> {
+        let Found { parent, name, output } = found;
         if output.kind == OutputKind::File {
             return Err(wrong_kind(&output.path, "a directory"));
         }
@@ -214,12 +190,12 @@ impl<'a> Collector<'a> {
         let here = open_directory(parent, name)?;
         let root = self.walk(here, &mut below, 0)?;
         let root_digest = root.digest;
-        let mut digest = OutputDirectory { path: output.path.clone(), ..Default::default() };
+        let mut collected = OutputDirectory { path: output.path.clone(), ..Default::default() };
         if format != OutputDirectoryFormat::TreeOnly {
             for directory in below.values().chain([&root]) {
                 self.bytes(directory.encoded.clone())?;
             }
-            digest.root_directory_digest = Some(wire(&root_digest));
+            collected.root_directory_digest = Some(wire(&root_digest));
         }
         let children = below.into_values().map(|collected| collected.directory).collect();
         let tree = Tree { root: Some(root.directory), children };
@@ -229,9 +205,8 @@ impl<'a> Collector<'a> {
             return Err(ExecError::TooLarge(message));
         }
         // Always: a hit is judged by the tree, and a client may be given more than it asked for.
-        digest.tree_digest = Some(wire(&self.bytes(encoded)?));
-        result.output_directories.push(digest);
-        Ok(())
+        collected.tree_digest = Some(wire(&self.bytes(encoded)?));
+        Ok(collected)
     }
 
     /// The directory as a message; those below it go to `below`, each once, by digest, so that
@@ -377,6 +352,21 @@ fn hash(
         hasher.update(&buffer[..count]);
         each(&buffer[..count])?;
     }
+}
+
+/// A symlink that was promised as a file must not lead to a directory, and the other way round;
+/// where it leads nowhere or out of the root, nothing can be said against it.
+fn check_target(found: &Found<'_>, expected: FileType) -> Result<(), ExecError> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let Found { parent, name, output } = found;
+    let Ok(target) = rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve) else {
+        return Ok(());
+    };
+    if FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode) == expected {
+        return Ok(());
+    }
+    Err(wrong_kind(&output.path, "a symlink to something else"))
 }
 
 fn open_directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd, ExecError> {

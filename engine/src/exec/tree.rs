@@ -41,7 +41,7 @@ impl Owner {
 /// Makes a directory of the action's own.
 pub(super) fn make_directory(
     parent: impl AsFd,
-    name: &str,
+    name: impl rustix::path::Arg + Copy,
     owner: Owner,
 ) -> Result<(), ExecError> {
     rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(DIRECTORY_MODE))?;
@@ -164,7 +164,7 @@ mod tests {
         let closed = root.join("closed");
         fs::create_dir_all(closed.join("inner")).unwrap();
         fs::write(closed.join("inner/file"), "x").unwrap();
-        fs::set_permissions(&closed, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&closed, Permissions::from_mode(0o000)).unwrap();
         // Deeper than any path that a syscall takes.
         let mut deep = rustix::fs::open(&root, OFlags::DIRECTORY, Mode::empty()).unwrap();
         for _ in 0..5000 {

@@ -10,11 +10,7 @@ use super::{
     scheduler::event::RunId,
     tree::{self, Owner, make_directory},
 };
-use crate::{
-    blob::action_cache,
-    cores::Cores,
-    env::clock::Clock,
-};
+use crate::{blob::action_cache, cores::Cores, env::clock::Clock};
 use bytes::Bytes;
 use futures_lite::future::block_on;
 use proto::reapi::ActionResult;
@@ -90,7 +86,9 @@ impl Workshop {
         let owner = self.owner(slot);
         let name = format!("{}-{slot}", job.run.0);
         let mut result = ActionResult::default();
-        let ended = self.run_in(&name, owner, job, (&mut times, &mut result), progress);
+        let root = self.directory.join(&name);
+        let attempt = Attempt { root: &root, owner, job };
+        let ended = self.run_in(&attempt, &mut times, &mut result, progress);
         times.worker_completed = Some(self.clock.wall());
         result.execution_metadata = Some(times.metadata(&self.node_id));
         let mut error = ended.err();
@@ -107,26 +105,24 @@ impl Workshop {
 
     fn run_in(
         &self,
-        name: &str,
-        owner: Owner,
-        job: &Job,
-        (times, result): (&mut Timestamps, &mut ActionResult),
+        attempt: &Attempt<'_>,
+        times: &mut Timestamps,
+        result: &mut ActionResult,
         progress: &dyn Fn(RunProgress),
     ) -> Result<(), ExecError> {
+        let Attempt { owner, job, .. } = *attempt;
         times.input_fetch_start = Some(self.clock.wall());
         let tree = InputTree::read(&self.cores, &job.prepared, &self.limits)?;
-        let parent = File::open(&self.directory)?;
-        make_directory(&parent, name, owner)?;
-        let root_path = self.directory.join(name);
-        tree.lay_out(&self.cores, &root_path, owner)?;
+        make_directory(rustix::fs::CWD, attempt.root, owner)?;
+        tree.lay_out(&self.cores, attempt.root, owner)?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&root_path, flags, Mode::empty())?;
-        self.prepare_root(&root, &job.prepared, owner)?;
+        let root = rustix::fs::open(attempt.root, flags, Mode::empty())?;
+        prepare_root(&root, &job.prepared, owner)?;
         let (stdout, stderr) = (self.stream(owner)?, self.stream(owner)?);
         times.input_fetch_completed = Some(self.clock.wall());
         progress(RunProgress::Executing(*times));
         times.execution_start = Some(self.clock.wall());
-        let ended = self.execute(&root_path, owner, job, (&stdout, &stderr));
+        let ended = self.execute(attempt, &stdout, &stderr);
         times.execution_completed = Some(self.clock.wall());
         if let Ok(Ended::Exited(report)) = &ended {
             let at = |nanoseconds| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds);
@@ -150,29 +146,6 @@ impl Workshop {
         failure.and(streams).and(collected).and(flushed)
     }
 
-    /// Makes the directories in which outputs will lie.
-    fn prepare_root(
-        &self,
-        root: &OwnedFd,
-        prepared: &Prepared,
-        owner: Owner,
-    ) -> Result<(), ExecError> {
-        let Prepared { working_directory, outputs, .. } = prepared;
-        let here = match working_directory.as_str() {
-            "" => rustix::fs::openat(root, ".", OFlags::DIRECTORY, Mode::empty()),
-            path => open_beneath(root, path),
-        };
-        let here = here.map_err(|_| {
-            let message = format!("working directory {working_directory:?} is not in the inputs");
-            ExecError::Invalid(message)
-        })?;
-        for output in &outputs.paths {
-            let Some((parent, _)) = output.path.rsplit_once('/') else { continue };
-            make_directories(&here, parent, owner)?;
-        }
-        Ok(())
-    }
-
     /// Where the action's output goes: a file without a name.
     fn stream(&self, owner: Owner) -> Result<File, ExecError> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -183,11 +156,11 @@ impl Workshop {
 
     fn execute(
         &self,
-        root: &Path,
-        owner: Owner,
-        job: &Job,
-        (stdout, stderr): (&File, &File),
+        attempt: &Attempt<'_>,
+        stdout: &File,
+        stderr: &File,
     ) -> Result<Ended, ExecError> {
+        let Attempt { root, owner, job } = *attempt;
         let prepared = &job.prepared;
         let spec = Spec {
             root: root.to_owned(),
@@ -248,6 +221,14 @@ impl Workshop {
     }
 }
 
+/// One action on its way through a worker.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    root: &'a Path,
+    owner: Owner,
+    job: &'a Job,
+}
+
 /// Removes what an earlier process left in the directory of execution roots.
 ///
 /// # Errors
@@ -270,11 +251,33 @@ fn failure(ended: Result<Ended, ExecError>) -> Result<(), ExecError> {
         Ended::Exited(_) => Ok(()),
         Ended::TimedOut => Err(ExecError::TimedOut),
         Ended::Cancelled => Err(ExecError::Cancelled),
-        Ended::Failed(step) if step.step == sandbox::Step::WorkingDirectory => {
-            Err(ExecError::Invalid(format!("the working directory can't be entered: {step}")))
+        // A working directory that is a file, a command line that is too long: the same again
+        // on any worker.
+        Ended::Failed(step)
+            if matches!(step.step, sandbox::Step::WorkingDirectory | sandbox::Step::Exec) =>
+        {
+            Err(ExecError::Invalid(format!("the command can't be started: {step}")))
         }
         Ended::Failed(step) => Err(ExecError::Worker(format!("sandbox: {step}"))),
     }
+}
+
+/// Makes the directories in which outputs will lie.
+fn prepare_root(root: &OwnedFd, prepared: &Prepared, owner: Owner) -> Result<(), ExecError> {
+    let Prepared { working_directory, outputs, .. } = prepared;
+    let here = match working_directory.as_str() {
+        "" => rustix::fs::openat(root, ".", OFlags::DIRECTORY, Mode::empty()),
+        path => open_beneath(root, path),
+    };
+    let here = here.map_err(|_| {
+        let message = format!("working directory {working_directory:?} is not in the inputs");
+        ExecError::Invalid(message)
+    })?;
+    for output in &outputs.paths {
+        let Some((parent, _)) = output.path.rsplit_once('/') else { continue };
+        make_directories(&here, parent, owner)?;
+    }
+    Ok(())
 }
 
 fn open_beneath(root: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {

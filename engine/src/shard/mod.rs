@@ -7,6 +7,7 @@
 mod append;
 mod index;
 mod layout;
+mod link;
 mod recovery;
 mod segment;
 mod upload;
@@ -19,11 +20,10 @@ pub use self::{
 use self::{
     append::Segments,
     index::{ActionEntry, ActionIndex, Entry, Index, Place},
-    layout::{MODE_EXECUTABLE, MODE_PLAIN},
     segment::{Kind, RECORD_HEADER_BYTES, Record},
 };
 use crate::{
-    blob::{BlobError, BlobStore, Body, Extent, Link, Result, Source},
+    blob::{BlobError, BlobStore, Body, Extent, Result, Source},
     cores::{LossCounter, StoredAction},
     digest::{Digest, DigestFunction, HASH_BYTES, Hasher},
     env::Env,
@@ -127,48 +127,6 @@ impl Shard {
         if let Err(error) = self.env.disk.sync_all(self.config.layout.root().to_owned()).await {
             tracing::error!(%error, "an epoch could not be synced");
         }
-    }
-
-    /// The files to link for each (blob, executable?); makes those that are not there yet.
-    pub(crate) async fn link(&self, wanted: Vec<(Digest, bool)>) -> Result<Vec<Link>> {
-        let mut links = Vec::with_capacity(wanted.len());
-        for (digest, executable) in wanted {
-            let entry = self.touch(&digest)?;
-            let path = self.config.layout.blob(&digest, executable);
-            if !entry.has_file(executable) || !entry.is_verified() {
-                self.make_linkable(&digest, &entry, executable).await?;
-            }
-            links.push(Link { path });
-        }
-        Ok(links)
-    }
-
-    async fn make_linkable(&self, digest: &Digest, entry: &Entry, executable: bool) -> Result<()> {
-        if entry.has_file(executable) {
-            return self.verify_file(digest, executable).await;
-        }
-        let mode = if executable { MODE_EXECUTABLE } else { MODE_PLAIN };
-        let path = self.config.layout.blob(digest, executable);
-        self.reserve(digest.size())?;
-        match entry.place() {
-            Some(place) => {
-                let bytes = self.read_small(digest, place, entry.is_verified()).await?;
-                self.env.disk.publish_bytes(bytes, path, mode).await?;
-            }
-            None => {
-                if !entry.is_verified() {
-                    self.verify_file(digest, !executable).await?;
-                }
-                let twin = self.config.layout.blob(digest, !executable);
-                self.env.disk.copy(twin, path, mode).await?;
-            }
-        }
-        self.dirty.set(true);
-        self.used_bytes.fetch_add(digest.size(), Ordering::Relaxed);
-        if let Some(entry) = self.index.borrow_mut().get_mut(digest) {
-            entry.set_file(executable);
-        }
-        Ok(())
     }
 
     /// Makes a sealed output file this blob, by a link.

@@ -38,8 +38,8 @@ impl Shard {
         }
         let mut growing = self.grow(&digest).await?;
         while let Some(pieces) = chunks.next().await? {
-            for piece in pieces {
-                growing.push(self, &piece).await?;
+            for piece in pieces.iter() {
+                growing.push(self, piece).await?;
             }
         }
         self.publish(digest, growing).await

@@ -92,11 +92,8 @@ fn check(result: &ActionResult, function: DigestFunction) -> Result<(), Status> 
         }
     }
     #[expect(deprecated, reason = "what clients of API 2.0 send")]
-    let symlinks = [
-        &result.output_symlinks,
-        &result.output_file_symlinks,
-        &result.output_directory_symlinks,
-    ];
+    let symlinks =
+        [&result.output_symlinks, &result.output_file_symlinks, &result.output_directory_symlinks];
     for symlink in symlinks.into_iter().flatten() {
         check_path(&symlink.path)?;
     }

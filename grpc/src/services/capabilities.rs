@@ -60,9 +60,7 @@ fn capabilities(node: &Node) -> ServerCapabilities {
         supported_node_properties: Vec::new(),
         digest_functions: vec![sha256],
     });
-    let version = |major, minor| {
-        Some(SemVer { major, minor, patch: 0, prerelease: String::new() })
-    };
+    let version = |major, minor| Some(SemVer { major, minor, patch: 0, prerelease: String::new() });
     ServerCapabilities {
         cache_capabilities: Some(cache),
         execution_capabilities: execution,

@@ -81,9 +81,10 @@ impl ContentAddressableStorage for CasService {
         let responses = outcomes.into_iter().map(|(digest, refused)| {
             let outcome = match refused {
                 Some(refused) => Err(refused),
-                None => kept.next().unwrap_or(Err(BlobError::Stopped)).map_err(|error| {
-                    status::blob_status(&error)
-                }),
+                None => kept
+                    .next()
+                    .unwrap_or(Err(BlobError::Stopped))
+                    .map_err(|error| status::blob_status(&error)),
             };
             let status = Some(outcome.map_or_else(|error| status::to_wire(&error), |()| ok()));
             batch_update_blobs_response::Response { digest, status }

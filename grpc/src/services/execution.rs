@@ -166,7 +166,11 @@ async fn operation_of(node: &Node, state: &OperationState, hints: &InlineHints) 
     }
 }
 
-async fn response_of(node: &Node, outcome: &ExecuteOutcome, hints: &InlineHints) -> ExecuteResponse {
+async fn response_of(
+    node: &Node,
+    outcome: &ExecuteOutcome,
+    hints: &InlineHints,
+) -> ExecuteResponse {
     let mut result = outcome.result.clone();
     if let Some(result) = &mut result {
         let InlineHints { stdout, stderr, files } = hints;

@@ -251,10 +251,8 @@ mod tests {
     use proto::bytestream::{ReadResponse, WriteRequest};
 
     fn body(bytes: &[u8], cut: usize) -> impl Body<Data = Bytes, Error = Status> + Unpin {
-        let frames: Vec<_> = bytes
-            .chunks(cut)
-            .map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))))
-            .collect();
+        let frames: Vec<_> =
+            bytes.chunks(cut).map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece)))).collect();
         StreamBody::new(futures_util::stream::iter(frames))
     }
 
@@ -300,12 +298,12 @@ mod tests {
             assert_eq!(block_on(reader.next()).unwrap_err().code(), code, "{bytes:?}");
         }
         for bytes in [
-            &[0x0a, 0xff][..],                                       // a name longer than the message
-            &[0x52, 0x05, 1, 2],                                     // data longer than the message
+            &[0x0a, 0xff][..],   // a name longer than the message
+            &[0x52, 0x05, 1, 2], // data longer than the message
             &[0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1], // endless varint
-            &[0x0a, 0x01, 0xff],                                     // a name that is not UTF-8
-            &[0x00, 0x00],                                           // field 0
-            &[0x0b],                                                 // a group
+            &[0x0a, 0x01, 0xff], // a name that is not UTF-8
+            &[0x00, 0x00],       // field 0
+            &[0x0b],             // a group
         ] {
             let mut pieces = Pieces::default();
             pieces.push(Bytes::copy_from_slice(bytes));
@@ -317,7 +315,8 @@ mod tests {
     fn unknown_fields_are_passed_over() {
         let mut pieces = Pieces::default();
         // field 15: varint, fixed32 (13), fixed64 (12), text (14), then finish_write.
-        let bytes = [0x78, 0x05, 0x6d, 1, 2, 3, 4, 0x61, 1, 2, 3, 4, 5, 6, 7, 8, 0x72, 1, 9, 0x18, 1];
+        let bytes =
+            [0x78, 0x05, 0x6d, 1, 2, 3, 4, 0x61, 1, 2, 3, 4, 5, 6, 7, 8, 0x72, 1, 9, 0x18, 1];
         pieces.push(Bytes::copy_from_slice(&bytes));
         assert!(pieces.write_message().unwrap().finish_write);
     }

@@ -6,5 +6,5 @@ mod serve;
 
 pub(crate) use self::{
     accept::{Connections, accept},
-    serve::{ServeConfig, serve},
+    serve::{Accepted, ServeConfig, serve},
 };

@@ -29,6 +29,16 @@ pub(crate) struct ServeConfig {
     pub(crate) grace: Duration,
 }
 
+/// The connections that are handed to one core.
+pub(crate) struct Accepted {
+    /// Which core.
+    pub(crate) core: u16,
+    /// Where they come from.
+    pub(crate) queue: async_channel::Receiver<TcpStream>,
+    /// Where they are counted.
+    pub(crate) connections: Connections,
+}
+
 /// Spawns on the executor of the calling thread.
 #[derive(Clone, Copy)]
 struct LocalExecutor;
@@ -44,9 +54,7 @@ where
 
 /// Serves what arrives in `accepted` until that closes and every connection has ended.
 pub(crate) async fn serve<S, B>(
-    core: u16,
-    accepted: async_channel::Receiver<TcpStream>,
-    connections: Connections,
+    accepted: Accepted,
     config: ServeConfig,
     draining: watch::Receiver<bool>,
     service: S,
@@ -57,8 +65,9 @@ pub(crate) async fn serve<S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    let Accepted { core, queue, connections } = accepted;
     let open = Rc::new(Open::default());
-    while let Ok(stream) = accepted.recv().await {
+    while let Ok(stream) = queue.recv().await {
         open.count.set(open.count.get() + 1);
         let (service, draining) = (service.clone(), draining.clone());
         let (open, connections) = (open.clone(), connections.clone());

@@ -58,6 +58,20 @@ pub(crate) fn spawner() -> &'static Spawner {
     SPAWNER.get_or_init(new_spawner)
 }
 
+/// Open descriptors of all spawners of this process.
+pub(crate) fn descriptors_of_spawner() -> usize {
+    spawner();
+    let own = format!("PPid:\t{}\n", std::process::id());
+    let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    entries
+        .filter(|entry| {
+            fs::read_to_string(entry.path().join("status")).is_ok_and(|text| text.contains(&own))
+        })
+        .filter_map(|entry| fs::read_dir(entry.path().join("fd")).ok())
+        .map(Iterator::count)
+        .sum()
+}
+
 pub(crate) fn lines(text: &str) -> Vec<&str> {
     text.lines().collect()
 }

@@ -1,0 +1,83 @@
+//! Blobs as files that actions may be given by a hard link: made when first asked for, one inode
+//! for each mode. Must never change an inode that has a name.
+
+use super::{
+    Shard,
+    layout::{MODE_EXECUTABLE, MODE_PLAIN},
+};
+use crate::{
+    blob::{Link, Result},
+    digest::Digest,
+    limits::WRITE_BYTES,
+};
+use bytes::Bytes;
+use std::{path::PathBuf, sync::atomic::Ordering};
+
+/// Small blobs that are about to get files.
+#[derive(Default)]
+struct Promotions {
+    blobs: Vec<(Bytes, PathBuf, u32)>,
+    bytes: usize,
+    entered: Vec<(Digest, bool)>,
+}
+
+impl Shard {
+    /// The files to link for each (blob, executable?); makes those that are not there yet.
+    pub(crate) async fn link(&self, wanted: Vec<(Digest, bool)>) -> Result<Vec<Link>> {
+        let mut links = Vec::with_capacity(wanted.len());
+        let mut promotions = Promotions::default();
+        for (digest, executable) in wanted {
+            let entry = self.touch(&digest)?;
+            let path = self.config.layout.blob(&digest, executable);
+            links.push(Link { path: path.clone() });
+            if entry.has_file(executable) {
+                if !entry.is_verified() {
+                    self.verify_file(&digest, executable).await?;
+                }
+                continue;
+            }
+            self.reserve(digest.size())?;
+            let mode = if executable { MODE_EXECUTABLE } else { MODE_PLAIN };
+            match entry.place() {
+                Some(place) => {
+                    let bytes = self.read_small(&digest, place, entry.is_verified()).await?;
+                    promotions.bytes += bytes.len();
+                    promotions.blobs.push((bytes, path, mode));
+                    promotions.entered.push((digest, executable));
+                }
+                None => {
+                    if !entry.is_verified() {
+                        self.verify_file(&digest, !executable).await?;
+                    }
+                    let twin = self.config.layout.blob(&digest, !executable);
+                    self.env.disk.copy(twin, path, mode).await?;
+                    self.enter_file(&digest, executable);
+                }
+            }
+            if promotions.bytes >= WRITE_BYTES {
+                self.promote(std::mem::take(&mut promotions)).await?;
+            }
+        }
+        self.promote(promotions).await?;
+        Ok(links)
+    }
+
+    async fn promote(&self, promotions: Promotions) -> Result<()> {
+        if promotions.blobs.is_empty() {
+            return Ok(());
+        }
+        self.env.disk.publish_many(promotions.blobs).await?;
+        for (digest, executable) in promotions.entered {
+            self.enter_file(&digest, executable);
+        }
+        Ok(())
+    }
+
+    fn enter_file(&self, digest: &Digest, executable: bool) {
+        self.dirty.set(true);
+        self.used_bytes.fetch_add(digest.size(), Ordering::Relaxed);
+        if let Some(entry) = self.index.borrow_mut().get_mut(digest) {
+            entry.set_file(executable);
+        }
+    }
+}
