@@ -267,6 +267,7 @@ fn work_on(workshop: &Workshop, slot: usize, job: &Job, requests: &async_channel
     };
     let outcome = Box::new(workshop.run(slot, job, &progress));
     drop(requests.send_blocking(Request::Finished { run, outcome }));
+    workshop.clean_up(slot, job);
 }
 
 impl OperationState {

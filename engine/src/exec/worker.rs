@@ -84,9 +84,8 @@ impl Workshop {
         let mut times = Timestamps::queued(job.queued);
         times.worker_start = Some(self.clock.wall());
         let owner = self.owner(slot);
-        let name = format!("{}-{slot}", job.run.0);
         let mut result = ActionResult::default();
-        let root = self.directory.join(&name);
+        let root = self.directory.join(root_name(slot, job));
         let attempt = Attempt { root: &root, owner, job };
         let ended = self.run_in(&attempt, &mut times, &mut result, progress);
         times.worker_completed = Some(self.clock.wall());
@@ -96,9 +95,6 @@ impl Workshop {
             let Prepared { instance, digest, .. } = &*job.prepared;
             let cached = block_on(action_cache::put(&self.cores, instance, *digest, &result));
             error = cached.err().map(ExecError::Store);
-        }
-        if let Err(left) = self.clean_up(&name) {
-            tracing::warn!(root = name, error = %left, "an execution root could not be removed");
         }
         ExecuteOutcome { result: Some(result), error, cached: false }
     }
@@ -213,12 +209,23 @@ impl Workshop {
         Ok(Some(proto::reapi::Digest { hash: digest.hex(), size_bytes: digest.size_i64() }))
     }
 
-    fn clean_up(&self, name: &str) -> Result<(), ExecError> {
-        match tree::remove(&self.directory, name) {
-            Err(ExecError::Disk(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => other,
+    /// Removes what an action leaves; to be called once its client has been told.
+    pub(super) fn clean_up(&self, slot: usize, job: &Job) {
+        let name = root_name(slot, job);
+        match tree::remove(&self.directory, &name) {
+            Ok(()) => {}
+            // It ended before its root was made.
+            Err(ExecError::Disk(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(root = name, %error, "an execution root could not be removed");
+            }
         }
     }
+}
+
+/// The name of an execution root; no two actions of a process have the same.
+fn root_name(slot: usize, job: &Job) -> String {
+    format!("{}-{slot}", job.run.0)
 }
 
 /// One action on its way through a worker.

@@ -127,13 +127,19 @@ impl Segments {
         for waiter in batch.waiters {
             drop(waiter.send(Turn::Written(written.clone())));
         }
-        let mut pending = self.pending.borrow_mut();
-        if pending.waiters.is_empty() {
-            self.writing.set(false);
-        } else {
-            drop(pending.waiters.remove(0).send(Turn::Lead));
-        }
+        self.hand_over();
         written
+    }
+
+    /// Makes the first who still waits the next to write; nobody, where nobody does.
+    fn hand_over(&self) {
+        let mut pending = self.pending.borrow_mut();
+        while !pending.waiters.is_empty() {
+            if pending.waiters.remove(0).send(Turn::Lead).is_ok() {
+                return;
+            }
+        }
+        self.writing.set(false);
     }
 
     async fn write(&self, bytes: Vec<u8>, entries: Vec<RecordEntry>) -> Result<(u32, u32)> {

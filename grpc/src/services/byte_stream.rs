@@ -21,13 +21,19 @@ use futures_util::{
     stream,
 };
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
-use http_body_util::StreamBody;
+use http_body::Body;
 use hyper::body::{Frame, Incoming};
 use prost::Message;
 use proto::bytestream::{
     QueryWriteStatusRequest, QueryWriteStatusResponse, ReadRequest, WriteResponse,
 };
-use std::{collections::VecDeque, convert::Infallible, pin::Pin, pin::pin, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
 use tonic::Status;
 
 /// Where the methods of this service lie.
@@ -39,9 +45,30 @@ const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// Largest request of the methods that carry no payload, in bytes.
 const SMALL_MESSAGE_BYTES_MAX: usize = 16 << 10;
 
-/// The frames of a reply.
-pub(crate) type ReplyBody =
-    StreamBody<Pin<Box<dyn stream::Stream<Item = Result<Frame<Bytes>, Infallible>>>>>;
+/// The frames of a reply. A reply that is nothing but its status has none, and says so: clients
+/// take a status in the headers only from a stream that ends there.
+pub(crate) struct ReplyBody {
+    frames: Option<Frames>,
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match &mut self.frames {
+            Some(frames) => frames.as_mut().poll_next(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_none()
+    }
+}
 
 /// The service, on one core.
 #[derive(Clone)]
@@ -66,7 +93,10 @@ impl ByteStreamService {
             "QueryWriteStatus" => self.query(reader).await.map(|status| unary(&status)),
             _ => Err(Status::unimplemented(format!("ByteStream has no method {method:?}"))),
         };
-        replied.map_or_else(|error| failed(&error), |frames| reply(HeaderMap::new(), frames))
+        replied.map_or_else(
+            |error| reply(trailers(&error), None),
+            |frames| reply(HeaderMap::new(), Some(frames)),
+        )
     }
 
     async fn read(
@@ -320,13 +350,9 @@ fn unary(message: &impl Message) -> Frames {
     Box::pin(stream::iter(frames.map(Ok)))
 }
 
-fn failed(error: &Status) -> Response<ReplyBody> {
-    reply(trailers(error), Box::pin(stream::empty()))
-}
-
-fn reply(mut headers: HeaderMap, frames: Frames) -> Response<ReplyBody> {
+fn reply(mut headers: HeaderMap, frames: Option<Frames>) -> Response<ReplyBody> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    let mut response = Response::new(StreamBody::new(frames));
+    let mut response = Response::new(ReplyBody { frames });
     *response.headers_mut() = headers;
     response
 }
