@@ -27,7 +27,7 @@ use proto::{
         execution_server::ExecutionServer,
     },
 };
-use std::{convert::Infallible, net::TcpStream, sync::Arc};
+use std::{convert::Infallible, future::poll_fn, net::TcpStream, sync::Arc};
 use tokio::sync::watch;
 use tonic::{body::Body, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -77,18 +77,16 @@ fn routes<H: Health>(
     let cas = ContentAddressableStorageServer::new(CasService { node: node.clone() });
     let actions = ActionCacheServer::new(ActionCacheService { node: node.clone() });
     let capabilities = CapabilitiesServer::new(CapabilitiesService { node: node.clone() });
-    let mut routes = Routes::new(capabilities)
+    let execution = ExecutionServer::new(ExecutionService { node: node.clone() });
+    let operations = OperationsServer::new(OperationsService { node: node.clone() });
+    let routes = Routes::new(capabilities)
         .add_service(cas.max_decoding_message_size(bound).max_encoding_message_size(usize::MAX))
         .add_service(actions.max_decoding_message_size(bound))
+        .add_service(execution.max_decoding_message_size(bound))
+        .add_service(operations)
         .add_service(health)
         .add_service(v1)
         .add_service(v1alpha);
-    if node.executions.is_some() {
-        let execution = ExecutionServer::new(ExecutionService { node: node.clone() });
-        let operations = OperationsServer::new(OperationsService { node: node.clone() });
-        routes =
-            routes.add_service(execution.max_decoding_message_size(bound)).add_service(operations);
-    }
     Ok(routes.prepare())
 }
 
@@ -110,6 +108,12 @@ impl Service<Request<Incoming>> for CoreService {
             return Box::pin(async { Ok(reply.await.map(Either::Left)) });
         }
         let reply = self.routes.call(request);
-        Box::pin(async { Ok(reply.await?.map(Either::Right)) })
+        let control = self.byte_stream.node.control.clone();
+        let mut reply = Box::pin(async { Ok(reply.await?.map(Either::Right)) });
+        // Reflection spawns, and expects a tokio runtime around it: the control core's.
+        Box::pin(poll_fn(move |cx| {
+            let _control = control.enter();
+            reply.as_mut().poll(cx)
+        }))
     }
 }

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|first| first == sandbox::SPAWNER_ARGUMENT) {
         sandbox::spawner_main();
     }
+    end_by_any_panic();
     match run(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
@@ -30,6 +31,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A thread that panics takes the node with it: a core that is gone would leave its digests without
+/// an owner and its clients without an answer, while a restart takes a second.
+fn end_by_any_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {

@@ -81,7 +81,7 @@ pub enum ExecError {
     #[error("{0}")]
     TooLarge(String),
     /// These blobs are absent; the client may upload them and ask again.
-    #[error("{} blobs are missing, the first is {}", .0.len(), .0[0])]
+    #[error("{} blobs are missing, {} among them", .0.len(), listed(.0))]
     Missing(Vec<Digest>),
     /// No worker can do it, now or later.
     #[error("{0}")]
@@ -113,6 +113,12 @@ pub enum ExecError {
     /// The disk failed.
     #[error("disk: {0}")]
     Disk(Arc<io::Error>),
+}
+
+/// A few digests, for people.
+fn listed(digests: &[Digest]) -> String {
+    let few: Vec<String> = digests.iter().take(3).map(Digest::to_string).collect();
+    few.join(", ")
 }
 
 impl ExecError {

@@ -74,7 +74,15 @@ pub async fn prepare(
     let action: Action = read(cores, digest, limits).await?;
     let command_digest = named(action.command_digest.as_ref(), "command_digest")?;
     let input_root = named(action.input_root_digest.as_ref(), "input_root_digest")?;
-    let command: Command = read(cores, command_digest, limits).await?;
+    let command: Command = match read(cores, command_digest, limits).await {
+        // The client is told of both at once, and comes back once.
+        Err(ExecError::Missing(_)) => {
+            let mut missing = cores.find_missing(vec![input_root]).await?;
+            missing.push(command_digest);
+            return Err(ExecError::Missing(missing));
+        }
+        other => other?,
+    };
     check_platform(action.platform.as_ref().or(platform_of(&command)))?;
     let timeout = timeout(&action, limits)?;
     if command.arguments.is_empty() || command.arguments[0].is_empty() {

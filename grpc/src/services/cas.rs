@@ -17,7 +17,7 @@ use proto::reapi::{
     content_addressable_storage_server::ContentAddressableStorage,
 };
 use std::{collections::HashSet, pin::Pin};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// The service.
 #[derive(Clone)]
@@ -29,6 +29,11 @@ pub(crate) struct CasService {
 const PAGE_DIRECTORIES_MAX: usize = 1000;
 /// Bytes of directories after which a message of GetTree ends.
 const PAGE_BYTES: usize = 1 << 20;
+
+/// Largest response, in bytes: clients take 4 MiB where they are not told otherwise.
+const RESPONSE_BYTES_MAX: usize = (4 << 20) - 1024;
+/// What one blob adds to a response beside its bytes, at most.
+const ENTRY_BYTES_MAX: usize = 128;
 
 type TreeStream = Pin<Box<dyn Stream<Item = Result<GetTreeResponse, Status>> + Send>>;
 
@@ -108,9 +113,19 @@ impl ContentAddressableStorage for CasService {
         check_total(total, self.node.bounds.batch_bytes_max)?;
         let read = self.node.cores.get_many(digests).await;
         let read = read.map_err(|error| status::blob_status(&error))?;
+        let mut room = RESPONSE_BYTES_MAX;
         let responses = request.digests.into_iter().zip(read).map(|(digest, read)| {
             let (data, status) = match read {
-                Ok(bytes) => (bytes, ok()),
+                // The bound of a batch counts blobs alone; many small ones come with as much again.
+                Ok(bytes) if bytes.len() + ENTRY_BYTES_MAX > room => {
+                    let message = "no room is left in this response; read it by itself";
+                    let full = status::retry(Code::ResourceExhausted, message.to_owned());
+                    (Bytes::new(), status::to_wire(&full))
+                }
+                Ok(bytes) => {
+                    room -= bytes.len() + ENTRY_BYTES_MAX;
+                    (bytes, ok())
+                }
                 Err(error) => (Bytes::new(), status::to_wire(&status::blob_status(&error))),
             };
             batch_read_blobs_response::Response {
