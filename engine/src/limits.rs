@@ -31,7 +31,7 @@ pub const UPLOAD_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const IO_BYTES: usize = 256 * 1024;
 
 /// Bytes gathered before one write of a large blob.
-pub const WRITE_BYTES: usize = 1024 * 1024;
+pub const WRITE_BYTES: usize = 256 * 1024;
 
 /// Bytes of records that may wait for one segment write; beyond it the caller is refused.
 pub const APPEND_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -32,6 +32,19 @@ use tokio::sync::watch;
 use tonic::{body::Body, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
+/// What is served, by its full name: for reflection and health.
+pub(crate) const SERVICES: [&str; 9] = [
+    "build.bazel.remote.execution.v2.ActionCache",
+    "build.bazel.remote.execution.v2.Capabilities",
+    "build.bazel.remote.execution.v2.ContentAddressableStorage",
+    "build.bazel.remote.execution.v2.Execution",
+    "google.bytestream.ByteStream",
+    "google.longrunning.Operations",
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
 /// All that the front of every core is made of.
 pub(crate) struct FrontParts<H> {
     pub(crate) node: Node,
@@ -68,9 +81,10 @@ fn routes<H: Health>(
     let bound = node.bounds.message_bytes_max;
     let descriptors = [proto::FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
     let reflection = |builder: tonic_reflection::server::Builder<'static>| {
-        descriptors
+        let builder = descriptors
             .iter()
-            .fold(builder, |builder, set| builder.register_encoded_file_descriptor_set(set))
+            .fold(builder, |builder, set| builder.register_encoded_file_descriptor_set(set));
+        SERVICES.iter().fold(builder, |builder, service| builder.with_service_name(*service))
     };
     let v1 = reflection(tonic_reflection::server::Builder::configure()).build_v1()?;
     let v1alpha = reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?;

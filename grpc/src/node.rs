@@ -5,7 +5,7 @@ mod stop;
 
 use crate::{
     config::{Config, LogFormat, LogLevel, LogSettings},
-    front::{FrontParts, front},
+    front::{FrontParts, SERVICES, front},
     self_test::{self, Report},
     transport::{Connections, accept},
 };
@@ -19,6 +19,7 @@ use futures_util::future::OptionFuture;
 use sandbox::Spawner;
 use std::{io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch, task::LocalSet};
+use tonic_health::ServingStatus;
 
 /// How often the executions are told that time has passed.
 const TICK: Duration = Duration::from_secs(1);
@@ -105,6 +106,12 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     let running = cores::start(waiting, &plan.data, &store, &limits, recovered, &front)?;
     print!("{report}");
     let local = LocalSet::new();
+    let serving = reporter.clone();
+    local.spawn_local(async move {
+        for service in SERVICES {
+            serving.set_service_status(service, ServingStatus::Serving).await;
+        }
+    });
     local.spawn_local(OptionFuture::from(schedule));
     local.spawn_local(tick(executions.clone()));
     let accepting = connections.clone();

@@ -6,7 +6,7 @@ use engine::digest::{BadDigest, Digest, DigestFunction};
 /// Longest name taken, in bytes.
 const NAME_BYTES_MAX: usize = 4096;
 /// Segments that cannot be part of an instance name (REAPI, `instance_name`).
-const KEYWORDS: [&str; 7] = [
+pub(crate) const KEYWORDS: [&str; 7] = [
     "blobs",
     "uploads",
     "actions",

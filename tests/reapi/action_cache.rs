@@ -135,6 +135,34 @@ async fn a_result_is_a_hit_only_with_everything_that_it_names() {
 }
 
 #[tokio::test]
+async fn a_hit_is_none_any_more_once_a_blob_proves_to_be_lost() {
+    let node = own(&[]).await;
+    let blob = noise("lost", 300_000);
+    node.put([blob.clone()]).await;
+    let action = digest(b"lost");
+    let result = ActionResult { output_files: vec![file("f", &blob)], ..Default::default() };
+    put(&node, &action, result).await.unwrap();
+    assert!(get(&node, &action).await.is_ok());
+    let Digest { hash, .. } = digest(&blob);
+    let mut lost = 0;
+    let prefixes = std::fs::read_dir(node.running.directory.path().join("store/cas")).unwrap();
+    for entry in prefixes.flat_map(|prefix| std::fs::read_dir(prefix.unwrap().path()).unwrap()) {
+        let path = entry.unwrap().path();
+        if path.to_string_lossy().contains(&hash[2..]) {
+            std::fs::remove_file(path).unwrap();
+            lost += 1;
+        }
+    }
+    assert!(lost > 0, "where is it?");
+    assert_refused(node.read(&digest(&blob)).await, Code::NotFound, "it is lost");
+    assert_eq!(node.missing(vec![digest(&blob)]).await.unwrap().len(), 1);
+    assert_refused(get(&node, &action).await, Code::NotFound, "its output is lost");
+    node.put([blob.clone()]).await;
+    assert!(get(&node, &action).await.is_ok(), "its output came back");
+    assert!(node.read(&digest(&blob)).await.unwrap() == blob);
+}
+
+#[tokio::test]
 async fn a_result_without_its_tree_or_with_nonsense_for_one_is_no_hit() {
     let node = shared().await;
     let tree = Tree { root: Some(Directory::default()), children: Vec::new() };
@@ -174,6 +202,8 @@ async fn a_result_that_can_never_be_a_hit_is_refused() {
         ("an absolute path", files(vec![file("/etc/passwd", &blob)])),
         ("a file without a path", files(vec![file("", &blob)])),
         ("NUL in a path", files(vec![file("a\0b", &blob)])),
+        ("a path that leads out", files(vec![file("../../etc/passwd", &blob)])),
+        ("a path that leads out later", files(vec![file("a/../../b", &blob)])),
         ("a bad stdout", ActionResult { stdout_digest: Some(bad.clone()), ..empty.clone() }),
         ("a bad stderr", ActionResult { stderr_digest: Some(bad), ..empty.clone() }),
         ("no tree", ActionResult { output_directories: vec![directory], ..empty }),

@@ -41,6 +41,8 @@ async fn what_was_written_is_read_in_the_order_it_is_asked() {
     let sizes = [1, 2, 1000, 65_535, 65_536, 65_537, 200_000];
     let blobs = sizes.map(|size| noise("batch", size));
     let mut digests = node.put(blobs.clone()).await;
+    let twice = read(&node, vec![digests[0].clone(), digests[0].clone()]).await.unwrap();
+    assert!(twice.len() == 2 && twice.iter().all(|answer| answer.data == blobs[0]));
     digests.reverse();
     let answers = read(&node, digests.clone()).await.unwrap();
     assert_eq!(answers.len(), blobs.len());
@@ -122,7 +124,7 @@ async fn a_batch_of_the_limit_is_taken_and_one_byte_more_is_not() {
 #[tokio::test]
 async fn a_full_batch_fits_a_message_of_4_mib() {
     let node = shared().await;
-    let blobs: Vec<Bytes> = (0..4032).map(|n| noise(&format!("full {n}"), 1 << 10)).collect();
+    let blobs: Vec<Bytes> = (0..252).map(|n| noise(&format!("full {n}"), 16 << 10)).collect();
     let digests = node.put(blobs.iter().cloned()).await;
     let request = BatchReadBlobsRequest { digests, ..Default::default() };
     // What a client takes by default.
@@ -170,8 +172,8 @@ async fn nothing_in_a_batch_is_nothing_back() {
 
 #[tokio::test]
 async fn a_blob_above_the_largest_is_refused() {
-    let node = own(&[("STORE__BLOB_BYTES_MAX", "100KB")]).await;
-    let (largest, larger) = (noise("largest", 100_000), noise("larger", 100_001));
+    let node = own(&[("STORE__BLOB_BYTES_MAX", "1MiB")]).await;
+    let (largest, larger) = (noise("largest", 1 << 20), noise("larger", (1 << 20) + 1));
     let answers = update(&node, vec![upload(&largest), upload(&larger)]).await.unwrap();
     assert_eq!(answers[0].1.code, 0, "{}", answers[0].1.message);
     assert_eq!(answers[1].1.code, Code::InvalidArgument as i32);

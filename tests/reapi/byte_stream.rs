@@ -219,8 +219,8 @@ async fn a_blob_that_is_present_ends_a_write_at_once() {
 
 #[tokio::test]
 async fn a_blob_above_the_largest_is_refused_before_it_comes() {
-    let node = own(&[("STORE__BLOB_BYTES_MAX", "1MB")]).await;
-    for (size, good) in [(1_000_000, true), (1_000_001, false)] {
+    let node = own(&[("STORE__BLOB_BYTES_MAX", "1MiB")]).await;
+    for (size, good) in [(1 << 20, true), ((1 << 20) + 1, false)] {
         let blob = noise("largest", size);
         let answer = node.write(messages(&write_name("u", &digest(&blob)), &blob, 1 << 18)).await;
         if good {

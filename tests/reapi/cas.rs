@@ -40,7 +40,8 @@ async fn a_hash_with_another_size_is_another_blob() {
     let kept = node.put([noise("another size", 50)]).await.remove(0);
     for size_bytes in [1, 49, 51, i64::MAX] {
         let other = Digest { size_bytes, ..kept.clone() };
-        assert_eq!(node.missing(vec![other.clone()]).await.unwrap(), [other.clone()]);
+        let missing = node.missing(vec![other.clone()]).await.unwrap();
+        assert_eq!(missing, std::slice::from_ref(&other));
         assert_refused(node.read(&other).await, Code::NotFound, "a wrong size");
         let request = BatchReadBlobsRequest { digests: vec![other], ..Default::default() };
         match node.cas.clone().batch_read_blobs(request).await {

@@ -44,6 +44,30 @@ async fn arguments_arrive_as_they_were_said() {
 }
 
 #[tokio::test]
+async fn a_command_as_long_as_the_kernel_takes_runs_and_a_longer_one_fails() {
+    if !can_execute() {
+        return;
+    }
+    let node = shared().await;
+    let long = "x".repeat(120_000);
+    let mut arguments = vec!["/bin/sh", "-c", "printf $#", "sh"];
+    arguments.extend([&*long; 12]);
+    assert_eq!(node.printed(&Job::new(&arguments)).await, "12");
+    let longer = "x".repeat(200_000);
+    let many = [&arguments[..], &[&*long; 8]].concat();
+    for arguments in [&["true", &longer][..], &many] {
+        let response = node.run(&Job::new(arguments)).await;
+        let code = Code::from_i32(response.status.clone().unwrap_or_default().code);
+        let failed = response.result.is_some_and(|result| result.exit_code != 0);
+        let clear = matches!(code, Code::InvalidArgument | Code::ResourceExhausted);
+        assert!(clear || (code == Code::Ok && failed), "{:?}", response.status);
+    }
+    let many =
+        (0..5000).fold(Job::new(&["/usr/bin/env"]), |job, n| job.variable(&format!("V{n}"), "v"));
+    assert_eq!(node.printed(&many).await.lines().count(), 5001);
+}
+
+#[tokio::test]
 async fn a_program_is_found_as_a_shell_finds_it() {
     if !can_execute() {
         return;

@@ -327,6 +327,27 @@ async fn the_salt_makes_another_action() {
 }
 
 #[tokio::test]
+async fn many_actions_with_one_output_at_once_keep_it_whole() {
+    if !can_execute() {
+        return;
+    }
+    let node = shared().await;
+    let running = (0..16).map(|n| {
+        let mode = if n % 2 == 0 { "644" } else { "755" };
+        let job =
+            Job::shell(&format!("head -c 400000 /dev/zero > o; echo one >> o; chmod {mode} o"));
+        let (client, job) = ((*node).clone(), job.outputs(&["o"]));
+        tokio::spawn(async move { client.result(&job).await })
+    });
+    for (n, running) in running.collect::<Vec<_>>().into_iter().enumerate() {
+        let output = running.await.unwrap().output_files.remove(0);
+        assert_eq!(output.is_executable, n % 2 == 1);
+        let blob = node.read(output.digest.as_ref().unwrap()).await.unwrap();
+        assert_eq!(Some(digest(&blob)), output.digest);
+    }
+}
+
+#[tokio::test]
 async fn many_actions_at_once_all_end() {
     if !can_execute() {
         return;

@@ -3,10 +3,11 @@
 
 use crate::{
     raw::{self, END_STREAM, Wire},
-    shared::{Connected, assert_refused, noise, own, shared},
+    shared::{Connected, assert_refused, eventually, noise, own, shared},
 };
+use proto::reapi::{GetCapabilitiesRequest, capabilities_client::CapabilitiesClient};
 use ringforge_tests::client::{Client, digest};
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 
 const CAS: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage";
 const READ: &str = "/google.bytestream.ByteStream/Read";
@@ -216,6 +217,27 @@ async fn silent_connections_keep_nobody_out() {
         (0..50).map(|n| if n % 2 == 0 { Wire::connect(port) } else { Wire::http2(port) }).collect();
     assert_serves(&node).await;
     drop(silent);
+}
+
+#[tokio::test]
+async fn connections_above_the_bound_are_hung_up_on_and_the_others_served() {
+    let node = own(&[("SERVER__CONNECTIONS_MAX", "8")]).await;
+    let port = node.running.node.port();
+    let held: Vec<Wire> = (0..7).map(|_| Wire::http2(port)).collect();
+    assert!(Wire::connect(port).is_closed());
+    let kept = node.put([noise("within the bound", 10)]).await;
+    assert_eq!(node.missing(kept).await.unwrap(), []);
+    drop(held);
+    let address = node.running.node.address();
+    eventually("there is room again", async || {
+        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+        let Ok(channel) = endpoint.connect().await else { return false };
+        CapabilitiesClient::new(channel)
+            .get_capabilities(GetCapabilitiesRequest::default())
+            .await
+            .is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -102,6 +102,26 @@ async fn one_blob_may_be_many_files_plain_and_executable() {
 }
 
 #[tokio::test]
+async fn one_blob_may_be_more_files_than_an_inode_has_names() {
+    if !can_execute() {
+        return;
+    }
+    let node = shared().await;
+    // ext4 takes 65,000 hard links.
+    let text = "one of many";
+    let mut inputs = Folder::new();
+    for n in 0..7 {
+        let names = (0..10_000).map(|file| format!("{file:04}"));
+        let many = names.fold(Folder::new(), |many, name| many.file(&name, text));
+        node.put([many.encoded(), text.into()]).await;
+        inputs = inputs.folder(&format!("d{n}"), Folder { blobs: Vec::new(), ..many });
+    }
+    let inputs = Folder { blobs: Vec::new(), ..inputs };
+    let job = Job::shell("find . -type f | wc -l; find . -type f ! -size 11c").with(inputs);
+    assert_eq!(node.printed(&job).await, "70000\n");
+}
+
+#[tokio::test]
 async fn every_missing_input_is_named() {
     if !can_execute() {
         return;
@@ -300,13 +320,13 @@ async fn more_inputs_than_the_bounds_are_refused() {
     if !can_execute() {
         return;
     }
-    let settings = [("EXECUTION__INPUT_FILES_MAX", "10"), ("EXECUTION__INPUT_BYTES_MAX", "1000")];
+    let settings = [("EXECUTION__INPUT_FILES_MAX", "10"), ("EXECUTION__INPUT_BYTES_MAX", "1MiB")];
     let node = own(&settings).await;
     let files = |count: usize, size: usize| {
         (0..count).fold(Folder::new(), |folder, n| folder.file(&format!("{n}"), noise("n", size)))
     };
     node.result(&Job::new(&["true"]).with(files(8, 10))).await;
-    for (count, size) in [(11, 10), (5, 201)] {
+    for (count, size) in [(11, 10), (5, 300_000)] {
         let status = node.failure(&Job::new(&["true"]).with(files(count, size))).await;
         let code = Code::from_i32(status.code);
         let refused = matches!(code, Code::InvalidArgument | Code::ResourceExhausted);

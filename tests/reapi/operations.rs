@@ -150,7 +150,7 @@ async fn an_ended_operation_is_forgotten_in_time() {
     if !can_execute() {
         return;
     }
-    let node = own(&[("EXECUTION__OPERATIONS_KEPT", "100ms")]).await;
+    let node = own(&[("EXECUTION__OPERATIONS_KEPT", "1s")]).await;
     let job = Job::new(&["true"]);
     node.put(job.blobs()).await;
     let running = node.begin(job.request()).await.unwrap();

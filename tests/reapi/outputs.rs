@@ -51,7 +51,7 @@ async fn outputs_that_were_not_made_are_no_error() {
     for job in [
         Job::new(&["true"]).outputs(&["a", "b/c"]),
         Job::new(&["true"]).old_outputs(&["a", "b/c"], &["d", "e/f"]),
-        Job::shell("echo > f").outputs(&["f/below"]),
+        Job::shell("rmdir f; echo > f").outputs(&["f/below"]),
     ] {
         let result = node.result(&job).await;
         assert!(result.output_files.is_empty() && result.output_directories.is_empty());
@@ -227,7 +227,7 @@ async fn output_paths_supersede_and_no_path_is_told_twice() {
         return;
     }
     let node = shared().await;
-    let script = "echo > a; echo > b; mkdir d; echo > d/f";
+    let script = "echo > a; echo > b; mkdir -p d; echo > d/f";
     let job = Job::shell(script).old_outputs(&["b"], &["d"]).outputs(&["a"]);
     let result = node.result(&job).await;
     assert_eq!((result.output_files.len(), result.output_directories.len()), (1, 0));
@@ -265,6 +265,25 @@ async fn an_input_may_be_an_output() {
     // And it can still be an input.
     let job = Job::shell("sha256sum < f").with(Folder::new().file("f", large.clone()));
     assert!(node.printed(&job).await.starts_with(&digest(&large).hash));
+}
+
+#[tokio::test]
+async fn one_inode_may_be_several_outputs() {
+    if !can_execute() {
+        return;
+    }
+    let node = shared().await;
+    for size in [10, 300_000] {
+        let script =
+            format!("head -c {size} /dev/zero > a; ln a b; mkdir -p d; ln a d/c; chmod 600 a");
+        let result = node.result(&Job::shell(&script).outputs(&["a", "b", "d"])).await;
+        let zeros = digest(&vec![0; size]);
+        assert_eq!(result.output_files.len(), 2);
+        assert!(result.output_files.iter().all(|file| file.digest.as_ref() == Some(&zeros)));
+        let tree = tree(&node, result.output_directories[0].tree_digest.as_ref()).await;
+        assert_eq!(tree.root.unwrap().files[0].digest.as_ref(), Some(&zeros));
+        assert_eq!(node.read(&zeros).await.unwrap().len(), size);
+    }
 }
 
 #[tokio::test]

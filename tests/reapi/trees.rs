@@ -166,6 +166,30 @@ async fn a_tree_of_few_directories_and_very_many_paths_is_walked_once_each() {
 }
 
 #[tokio::test]
+async fn every_page_of_large_directories_fits_a_message_of_4_mib() {
+    let node = shared().await;
+    let large = |n: usize| {
+        let entries = (0..2000).map(|e| format!("{n:02} {e:04} {}", "x".repeat(200)));
+        entries.fold(Folder::new(), |folder, name| folder.symlink(&name, "target"))
+    };
+    let mut root = Folder::new();
+    for n in 0..20 {
+        let folder = large(n);
+        node.put([folder.encoded()]).await;
+        root = root.folder(&format!("d{n:02}"), Folder { blobs: Vec::new(), ..folder });
+    }
+    node.put([root.encoded()]).await;
+    let request = GetTreeRequest { root_digest: Some(root.digest()), ..Default::default() };
+    let mut plain = node.cas.clone().max_decoding_message_size(4 << 20);
+    let mut stream = plain.get_tree(request).await.unwrap().into_inner();
+    let mut directories = 0;
+    while let Some(page) = stream.message().await.unwrap() {
+        directories += page.directories.len();
+    }
+    assert_eq!(directories, 21);
+}
+
+#[tokio::test]
 async fn malformed_questions_are_refused() {
     let node = shared().await;
     let root = upload(&node, &wide("malformed", 2)).await;

@@ -3,7 +3,7 @@
 use toml::Table;
 
 use crate::files::File;
-use crate::source::{code, is_word};
+use crate::source::{code, has_word, is_word};
 
 /// The modules of the engine from the bottom up; each may use those of its row, which all stand
 /// above it. `shard` is below `cores` and speaks the words of `blob`, which knows no shard.
@@ -48,11 +48,8 @@ const HOMES: &[(&str, &[&str])] = &[
 ];
 
 /// Dependencies that no source file names, and why.
-const UNNAMED: &[(&str, &str, &str)] = &[
-    ("proto", "prost", "generated code"),
-    ("proto", "tonic", "generated code"),
-    ("proto", "tonic-prost", "generated code"),
-];
+const UNNAMED: &[(&str, &str, &str)] =
+    &[("proto", "tonic", "generated code"), ("proto", "tonic-prost", "generated code")];
 
 /// Files of the engine that use a module which their row does not have.
 pub(crate) fn modules(files: &[File]) -> Vec<String> {
@@ -130,12 +127,15 @@ fn manifests(files: &[File]) -> Vec<Manifest> {
         let table: Table = toml::from_str(&file.text).expect("a manifest is TOML");
         let kinds = ["dependencies", "dev-dependencies", "build-dependencies"];
         let keys = |kind: &&str| table.get(*kind).and_then(toml::Value::as_table).map(Table::keys);
+        let mut dependencies: Vec<_> = kinds.iter().filter_map(keys).flatten().cloned().collect();
+        dependencies.sort();
+        dependencies.dedup();
         let package = table.get("package")?.get("name")?.as_str()?.to_owned();
         Some(Manifest {
             path: file.path.clone(),
             directory: directory.to_owned(),
             package,
-            dependencies: kinds.iter().filter_map(keys).flatten().cloned().collect(),
+            dependencies,
         })
     });
     manifests.collect()
@@ -193,22 +193,30 @@ pub(crate) fn users(files: &[File]) -> Vec<String> {
         .filter(|name| !used(name))
         .map(|name| format!("Cargo.toml: no crate uses {name}"))
         .collect();
-    for Manifest { path, directory, package, dependencies } in &manifests {
-        let inside = |file: &&File| match directory.as_str() {
-            "" => file.path.starts_with("tests/"),
-            directory => file.path.starts_with(directory),
-        };
-        let sources: Vec<_> =
-            files.iter().filter(|f| f.is_rust()).filter(inside).map(|f| code(&f.text)).collect();
-        let named = |name: &str| {
-            let name = name.replace('-', "_");
-            sources.iter().any(|source| crate::source::has_word(source, &name))
-        };
-        let excepted = |name: &str| UNNAMED.iter().any(|(p, d, _)| p == package && *d == name);
-        let unnamed = dependencies.iter().filter(|name| !named(name) && !excepted(name));
-        broken.extend(unnamed.map(|name| format!("{path}: no source file names {name}")));
+    for manifest in &manifests {
+        let sources: Vec<_> = files
+            .iter()
+            .filter(|file| file.is_rust() && is_owner(manifest, &manifests, &file.path))
+            .map(|file| code(&file.text))
+            .collect();
+        for name in &manifest.dependencies {
+            let named = sources.iter().any(|source| has_word(source, &name.replace('-', "_")));
+            let excepted = UNNAMED.iter().any(|(p, d, _)| p == &manifest.package && d == name);
+            if !named && !excepted {
+                broken.push(format!("{}: no source file names {name}", manifest.path));
+            }
+            if named && excepted {
+                broken.push(format!("{}: {name} needs no exception any more", manifest.path));
+            }
+        }
     }
     broken
+}
+
+/// Whether the file at `path` is part of the crate of `manifest`, and not of one inside it.
+fn is_owner(manifest: &Manifest, manifests: &[Manifest], path: &str) -> bool {
+    let around = manifests.iter().filter(|other| path.starts_with(&other.directory));
+    around.max_by_key(|other| other.directory.len()).is_some_and(|own| own.path == manifest.path)
 }
 
 #[cfg(test)]

@@ -50,8 +50,8 @@ pub(super) struct Pump<S> {
 /// An upload in parts, as its owner sees it.
 pub(super) struct OpenUpload {
     committed: Arc<AtomicU64>,
-    /// Absent while a connection holds it.
-    parked: Option<Attached>,
+    /// Absent while a connection holds it; with the time since when none does.
+    parked: Option<(Attached, Duration)>,
 }
 
 /// What one poll of the pump found.
@@ -137,7 +137,7 @@ impl<S: BlobStore> Pump<S> {
         match request {
             Request::Park { name, attached } => {
                 if let Some(upload) = self.uploads.borrow_mut().get_mut(&name) {
-                    upload.parked = Some(attached);
+                    upload.parked = Some((attached, self.env.clock.now()));
                 }
             }
             Request::UploadStatus { name, reply } => {
@@ -190,24 +190,44 @@ impl<S: BlobStore> Pump<S> {
     ) -> Option<impl Future<Output = ()>> {
         let mut uploads = self.uploads.borrow_mut();
         if let Some(open) = uploads.get_mut(&name) {
-            drop(reply.send(open.parked.take().ok_or(BlobError::Overloaded)));
+            let parked = open.parked.take().map(|(attached, _)| attached);
+            drop(reply.send(parked.ok_or(BlobError::Overloaded)));
             return None;
         }
-        if uploads.len() >= self.limits.uploads_max {
+        if uploads.len() >= self.limits.uploads_max && !give_up_longest_parked(&mut uploads) {
             drop(reply.send(Err(BlobError::Overloaded)));
             return None;
         }
         let (chunks, receiver) = async_channel::bounded::<Chunk>(UPLOAD_CHUNKS_MAX);
         let (sender, outcome) = watch::channel(None);
         let committed = Arc::new(AtomicU64::new(0));
+        let own = committed.clone();
         uploads.insert(name.clone(), OpenUpload { committed: committed.clone(), parked: None });
         drop(reply.send(Ok(Attached { chunks, committed, outcome })));
         let source = Chunks::new(digest, receiver, self.env.clock, self.limits.upload_idle);
         Some(async move {
             let stored = self.store.put(digest, Source::Chunks(source)).await;
-            self.uploads.borrow_mut().remove(&name);
+            let mut uploads = self.uploads.borrow_mut();
+            // Another may have its name by now, if this one was given up.
+            if uploads.get(&name).is_some_and(|open| Arc::ptr_eq(&open.committed, &own)) {
+                uploads.remove(&name);
+            }
             drop(sender.send(Some(stored)));
         })
+    }
+}
+
+/// Ends the upload that has been without a connection for the longest time; false where each has
+/// one. A client that abandons uploads must not keep others from theirs.
+fn give_up_longest_parked(uploads: &mut HashMap<UploadName, OpenUpload>) -> bool {
+    let parked = uploads.iter().filter_map(|(name, upload)| {
+        let (_, since) = upload.parked.as_ref()?;
+        Some((*since, name.clone()))
+    });
+    match parked.min() {
+        // Without a sender its future ends, and leaves nothing.
+        Some((_, name)) => uploads.remove(&name).is_some(),
+        None => false,
     }
 }
 

@@ -18,7 +18,7 @@ pub use self::{
         Executions, ExecutionsConfig, Listening, OperationName, OperationState, Stage, Workers,
         start,
     },
-    prepare::{Prepared, prepare},
+    prepare::{Prepared, is_plain_path, prepare},
     worker::{SandboxConfig, clear_roots},
 };
 

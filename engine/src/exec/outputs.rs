@@ -49,6 +49,8 @@ pub(super) struct Collector<'a> {
 
 /// What lies at a promised path.
 struct Found<'a> {
+    /// From the action's root.
+    path: String,
     parent: OwnedFd,
     name: String,
     output: &'a OutputPath,
@@ -83,7 +85,7 @@ impl<'a> Collector<'a> {
                 Err(Errno::NOENT | Errno::NOTDIR) => continue,
                 other => other?,
             };
-            let found = Found { parent, name, output };
+            let found = Found { path, parent, name, output };
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::RegularFile => {
                     result.output_files.push(self.file(&found, &stat)?);
@@ -145,7 +147,7 @@ impl<'a> Collector<'a> {
     }
 
     fn file(&mut self, found: &Found<'_>, stat: &Stat) -> Result<OutputFile, ExecError> {
-        let Found { parent, name, output } = found;
+        let Found { parent, name, output, .. } = found;
         if output.kind == OutputKind::Directory {
             return Err(wrong_kind(&output.path, "a file"));
         }
@@ -159,18 +161,18 @@ impl<'a> Collector<'a> {
     }
 
     fn symlink(&self, found: &Found<'_>, result: &mut ActionResult) -> Result<(), ExecError> {
-        let Found { parent, name, output } = found;
+        let Found { parent, name, output, .. } = found;
         let target = read_link(parent, name)?;
         let symlink = OutputSymlink { path: output.path.clone(), target, ..Default::default() };
         #[expect(deprecated, reason = "what clients of API 2.0 read")]
         match output.kind {
             OutputKind::Any => result.output_symlinks.push(symlink),
             OutputKind::File => {
-                check_target(found, FileType::RegularFile)?;
+                check_target(self.root, found, FileType::RegularFile)?;
                 result.output_file_symlinks.push(symlink);
             }
             OutputKind::Directory => {
-                check_target(found, FileType::Directory)?;
+                check_target(self.root, found, FileType::Directory)?;
                 result.output_directory_symlinks.push(symlink);
             }
         }
@@ -182,7 +184,7 @@ impl<'a> Collector<'a> {
         found: &Found<'_>,
         format: OutputDirectoryFormat,
     ) -> Result<OutputDirectory, ExecError> {
-        let Found { parent, name, output } = found;
+        let Found { parent, name, output, .. } = found;
         if output.kind == OutputKind::File {
             return Err(wrong_kind(&output.path, "a directory"));
         }
@@ -356,17 +358,16 @@ fn hash(
 
 /// A symlink that was promised as a file must not lead to a directory, and the other way round;
 /// where it leads nowhere or out of the root, nothing can be said against it.
-fn check_target(found: &Found<'_>, expected: FileType) -> Result<(), ExecError> {
+fn check_target(root: &OwnedFd, found: &Found<'_>, expected: FileType) -> Result<(), ExecError> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    let Found { parent, name, output } = found;
-    let Ok(target) = rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve) else {
+    let Ok(target) = rustix::fs::openat2(root, &found.path, flags, Mode::empty(), resolve) else {
         return Ok(());
     };
     if FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode) == expected {
         return Ok(());
     }
-    Err(wrong_kind(&output.path, "a symlink to something else"))
+    Err(wrong_kind(&found.output.path, "a symlink to something else"))
 }
 
 fn open_directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd, ExecError> {

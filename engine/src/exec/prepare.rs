@@ -221,6 +221,15 @@ fn outputs(command: &Command, limits: &ExecLimits) -> Result<Outputs, ExecError>
     Ok(Outputs { paths, format })
 }
 
+/// Whether this can be the path of an output: relative, of plain names, or empty for the working
+/// directory itself.
+///
+/// # Errors
+/// `Invalid`, with the path.
+pub fn is_plain_path(path: &str) -> Result<(), ExecError> {
+    check_path(path, "output path")
+}
+
 /// Refuses what is not a plain relative path; the empty path is the directory itself.
 fn check_path(path: &str, what: &str) -> Result<(), ExecError> {
     if path.is_empty() {

@@ -51,12 +51,29 @@ impl Layout {
     /// `WouldBlock` where another process has it, `InvalidData` where it has another format.
     pub fn take(&self) -> io::Result<StoreLock> {
         fs::create_dir_all(&self.root)?;
+        self.check_ours()?;
         // Actions see only what is bound for them; nobody else has business here.
         fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))?;
         let file = File::create(self.root.join("LOCK"))?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         self.format()?;
         Ok(StoreLock { _file: file })
+    }
+
+    /// Refuses a directory that holds something else: a start removes what is not a store's.
+    fn check_ours(&self) -> io::Result<()> {
+        if self.root.join("FORMAT").exists() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(&self.root)? {
+            let name = entry?.file_name();
+            // A start that was killed before FORMAT was written leaves LOCK.
+            if name != "LOCK" && name != "lost+found" {
+                let message = format!("it is no store and not empty (it has {name:?})");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+        }
+        Ok(())
     }
 
     fn format(&self) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! How a node ends: nothing new is taken, what runs ends within the grace, then everything that
 //! was started is stopped, last first. A second signal ends it at once.
 
-use crate::transport::Connections;
+use crate::{front::SERVICES, transport::Connections};
 use anyhow::bail;
 use engine::{
     cores::{Cores, RunningCores},
@@ -49,7 +49,9 @@ impl Stop {
 
     async fn all(self, grace: Duration) -> bool {
         let until = tokio::time::Instant::now() + grace;
-        self.reporter.set_service_status("", ServingStatus::NotServing).await;
+        for service in SERVICES.into_iter().chain([""]) {
+            self.reporter.set_service_status(service, ServingStatus::NotServing).await;
+        }
         // Listeners close, and connections take no further streams.
         self.drain.send_replace(true);
         let mut held = true;

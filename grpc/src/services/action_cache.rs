@@ -8,12 +8,14 @@ use engine::{
     blob::action_cache,
     cores::Cores,
     digest::{Digest, DigestFunction},
+    exec::is_plain_path,
 };
 use prost::Message;
 use proto::reapi::{
     ActionResult, GetActionResultRequest, UpdateActionResultRequest,
     action_cache_server::ActionCache,
 };
+use std::collections::BTreeSet;
 use tonic::{Request, Response, Status};
 
 /// Largest response that inlining may make, in bytes: clients take 4 MiB by default.
@@ -75,27 +77,17 @@ impl ActionCache for ActionCacheService {
     }
 }
 
-/// Refuses a result that could never be a hit.
+/// Refuses a result that could never be a hit, or that no client should believe.
 fn check(result: &ActionResult, function: DigestFunction) -> Result<(), Status> {
+    check_paths(result)?;
     for file in &result.output_files {
-        check_path(&file.path)?;
         digest(file.digest.as_ref(), function)?;
     }
     for directory in &result.output_directories {
-        // An empty path is the working directory itself.
-        if !directory.path.is_empty() {
-            check_path(&directory.path)?;
-        }
         digest(directory.tree_digest.as_ref(), function)?;
         if directory.root_directory_digest.is_some() {
             digest(directory.root_directory_digest.as_ref(), function)?;
         }
-    }
-    #[expect(deprecated, reason = "what clients of API 2.0 send")]
-    let symlinks =
-        [&result.output_symlinks, &result.output_file_symlinks, &result.output_directory_symlinks];
-    for symlink in symlinks.into_iter().flatten() {
-        check_path(&symlink.path)?;
     }
     for named in [&result.stdout_digest, &result.stderr_digest].into_iter().flatten() {
         digest(Some(named), function)?;
@@ -103,9 +95,33 @@ fn check(result: &ActionResult, function: DigestFunction) -> Result<(), Status> 
     Ok(())
 }
 
-fn check_path(path: &str) -> Result<(), Status> {
-    if path.is_empty() || path.starts_with('/') || path.contains('\0') {
-        return Err(Status::invalid_argument(format!("output path {path:?} is not relative")));
+/// A client that trusts the cache writes to these paths, and may end at one that comes twice.
+fn check_paths(result: &ActionResult) -> Result<(), Status> {
+    #[expect(deprecated, reason = "what clients of API 2.0 send")]
+    let old_symlinks = [&result.output_file_symlinks, &result.output_directory_symlinks];
+    let (mut seen, mut twice) = (BTreeSet::new(), false);
+    let mut check = |path: &str, may_be_empty: bool| -> Result<bool, Status> {
+        is_plain_path(path).map_err(|bad| status::exec_status(&bad))?;
+        if path.is_empty() && !may_be_empty {
+            return Err(Status::invalid_argument("an output has no path"));
+        }
+        Ok(!seen.insert(path.to_owned()))
+    };
+    for file in &result.output_files {
+        twice |= check(&file.path, false)?;
+    }
+    for directory in &result.output_directories {
+        twice |= check(&directory.path, true)?;
+    }
+    for symlink in &result.output_symlinks {
+        twice |= check(&symlink.path, false)?;
+    }
+    for symlink in old_symlinks.into_iter().flatten() {
+        // Clients of both ages are told of a symlink in both ways.
+        check(&symlink.path, false)?;
+    }
+    if twice {
+        return Err(Status::invalid_argument("the result names one output path twice"));
     }
     Ok(())
 }

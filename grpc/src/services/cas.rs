@@ -32,8 +32,8 @@ const PAGE_BYTES: usize = 1 << 20;
 
 /// Largest response, in bytes: clients take 4 MiB where they are not told otherwise.
 const RESPONSE_BYTES_MAX: usize = (4 << 20) - 1024;
-/// What one blob adds to a response beside its bytes, at most.
-const ENTRY_BYTES_MAX: usize = 128;
+/// What one blob adds to a response beside its bytes: digest, size, a bare status, tags.
+const ENTRY_BYTES_MAX: usize = 100;
 
 type TreeStream = Pin<Box<dyn Stream<Item = Result<GetTreeResponse, Status>> + Send>>;
 
@@ -113,20 +113,17 @@ impl ContentAddressableStorage for CasService {
         check_total(total, self.node.bounds.batch_bytes_max)?;
         let read = self.node.cores.get_many(digests).await;
         let read = read.map_err(|error| status::blob_status(&error))?;
-        let mut room = RESPONSE_BYTES_MAX;
+        let mut room = room_for_blobs(request.digests.len())?;
         let responses = request.digests.into_iter().zip(read).map(|(digest, read)| {
             let (data, status) = match read {
-                // The bound of a batch counts blobs alone; many small ones come with as much again.
-                Ok(bytes) if bytes.len() + ENTRY_BYTES_MAX > room => {
-                    let message = "no room is left in this response; read it by itself";
-                    let full = status::retry(Code::ResourceExhausted, message.to_owned());
-                    (Bytes::new(), status::to_wire(&full))
-                }
-                Ok(bytes) => {
-                    room -= bytes.len() + ENTRY_BYTES_MAX;
-                    (bytes, ok())
-                }
-                Err(error) => (Bytes::new(), status::to_wire(&status::blob_status(&error))),
+                Ok(bytes) => match room.checked_sub(bytes.len()) {
+                    Some(left) => {
+                        room = left;
+                        (bytes, ok())
+                    }
+                    None => (Bytes::new(), bare(Code::ResourceExhausted)),
+                },
+                Err(error) => (Bytes::new(), short(&status::blob_status(&error), &mut room)),
             };
             batch_read_blobs_response::Response {
                 digest: Some(digest),
@@ -175,6 +172,30 @@ impl ContentAddressableStorage for CasService {
 
 fn ok() -> proto::rpc::Status {
     proto::rpc::Status::default()
+}
+
+/// What is left for blobs in a response that names `count` digests. The bound of a batch counts
+/// blobs alone, and many small ones come with as much again.
+fn room_for_blobs(count: usize) -> Result<usize, Status> {
+    let room = RESPONSE_BYTES_MAX.checked_sub(count.saturating_mul(ENTRY_BYTES_MAX));
+    room.ok_or_else(|| Status::invalid_argument(format!("{count} digests in one batch")))
+}
+
+/// A status with its code alone.
+fn bare(code: Code) -> proto::rpc::Status {
+    proto::rpc::Status { code: code as i32, ..ok() }
+}
+
+/// A status with its message, as long as there is room for messages.
+fn short(status: &Status, room: &mut usize) -> proto::rpc::Status {
+    let wire = status::to_wire(status);
+    match room.checked_sub(wire.encoded_len()) {
+        Some(left) => {
+            *room = left;
+            wire
+        }
+        None => bare(status.code()),
+    }
 }
 
 fn check_total(total: u64, bound: usize) -> Result<(), Status> {
@@ -275,6 +296,32 @@ mod tests {
     fn named(name: usize) -> Directory {
         let file = FileNode { name: name.to_string(), ..FileNode::default() };
         Directory { files: vec![file], ..Directory::default() }
+    }
+
+    #[test]
+    fn a_response_to_a_batch_read_stays_below_its_bound() {
+        let digest = to_wire(&Digest::of(b"x"));
+        for (count, size) in [(1, 4_000_000), (100, 40_000), (4032, 1024), (30_000, 60)] {
+            let mut room = room_for_blobs(count).unwrap();
+            let mut response = BatchReadBlobsResponse::default();
+            for _ in 0..count {
+                let (data, status) = match room.checked_sub(size) {
+                    Some(left) => {
+                        room = left;
+                        (Bytes::from(vec![0; size]), ok())
+                    }
+                    None => (Bytes::new(), bare(Code::ResourceExhausted)),
+                };
+                response.responses.push(batch_read_blobs_response::Response {
+                    digest: Some(digest.clone()),
+                    data,
+                    status: Some(status),
+                    ..Default::default()
+                });
+            }
+            assert!(response.encoded_len() <= RESPONSE_BYTES_MAX, "{count} of {size}");
+        }
+        assert!(room_for_blobs(50_000).is_err());
     }
 
     #[test]

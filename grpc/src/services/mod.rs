@@ -9,6 +9,7 @@ pub(crate) mod execution;
 mod messages;
 pub(crate) mod operations;
 
+use crate::resource_name::KEYWORDS;
 use engine::{
     cores::Cores,
     digest::{Digest, DigestFunction},
@@ -50,8 +51,12 @@ pub(crate) struct Bounds {
 impl Node {
     /// Refuses an instance that is not served, or a name that is not one.
     pub(crate) fn check_instance(&self, instance: &str) -> Result<(), Status> {
-        if instance.len() > INSTANCE_BYTES_MAX || instance.contains('\0') {
-            return Err(Status::invalid_argument("instance name is too long or contains NUL"));
+        let segments = || instance.split('/');
+        let malformed = !instance.is_empty()
+            && segments().any(|segment| segment.is_empty() || KEYWORDS.contains(&segment));
+        if malformed || instance.len() > INSTANCE_BYTES_MAX || instance.contains('\0') {
+            let shown: String = instance.chars().take(100).collect();
+            return Err(Status::invalid_argument(format!("{shown:?} can't be an instance name")));
         }
         let served = &self.bounds.instances;
         if served.is_empty() || served.iter().any(|name| name == instance) {

@@ -1,10 +1,22 @@
 //! HTTP/2 on one core's connections. Bounds everything that a peer can make us keep.
 
 use super::{accept::Connections, io::Socket};
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, LocalBoxFuture, select};
 use http_body::Body;
-use hyper::{body::Incoming, server::conn::http2, service::Service};
-use std::{cell::Cell, error::Error, net::TcpStream, pin::pin, rc::Rc, time::Duration};
+use hyper::{
+    body::{Frame, Incoming, SizeHint},
+    server::conn::http2,
+    service::Service,
+};
+use std::{
+    cell::Cell,
+    error::Error,
+    net::TcpStream,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::sync::{Notify, watch};
 
 /// What a stream may have in flight towards us, in bytes.
@@ -17,6 +29,10 @@ const FRAME_BYTES_MAX: u32 = 256 << 10;
 const SEND_BUFFER_BYTES_MAX: usize = 1 << 20;
 /// Streams that a peer may open and reset before it is cut off (CVE-2023-44487).
 const RESET_STREAMS_MAX: usize = 64;
+
+/// How long a draining connection is without a stream before it is closed: what was written to it
+/// may still be on its way to a slow reader.
+const IDLE_BEFORE_CLOSE: Duration = Duration::from_millis(500);
 
 /// Bounds that the configuration sets.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +77,8 @@ pub(crate) async fn serve<S, B>(
 ) where
     S: Service<http::Request<Incoming>, Response = http::Response<B>> + Clone + 'static,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
-    B: Body + 'static,
+    S::Future: 'static,
+    B: Body + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
@@ -87,6 +104,82 @@ pub(crate) async fn serve<S, B>(
     select(all_ended, pin!(glommio::timer::sleep(config.grace))).await;
 }
 
+/// Returns once a connection had no stream for a moment, in which one that was on its way would
+/// have come.
+async fn until_idle(streams: &Cell<usize>) {
+    loop {
+        let before = streams.get();
+        glommio::timer::sleep(IDLE_BEFORE_CLOSE).await;
+        if before == 0 && streams.get() == 0 {
+            return;
+        }
+    }
+}
+
+/// A service that counts the streams whose reply has not ended.
+struct Counted<S> {
+    service: S,
+    streams: Rc<Cell<usize>>,
+}
+
+/// One stream, counted as long as this lives.
+struct Stream(Rc<Cell<usize>>);
+
+impl Stream {
+    fn begin(streams: &Rc<Cell<usize>>) -> Self {
+        streams.set(streams.get() + 1);
+        Self(streams.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A reply's body, and the stream that it ends.
+struct CountedBody<B> {
+    body: B,
+    _stream: Stream,
+}
+
+impl<B: Body + Unpin> Body for CountedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<S, B> Service<http::Request<Incoming>> for Counted<S>
+where
+    S: Service<http::Request<Incoming>, Response = http::Response<B>>,
+    S::Future: 'static,
+{
+    type Response = http::Response<CountedBody<B>>;
+    type Error = S::Error;
+    type Future = LocalBoxFuture<'static, Result<Self::Response, S::Error>>;
+
+    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
+        let stream = Stream::begin(&self.streams);
+        let reply = self.service.call(request);
+        Box::pin(async move { Ok(reply.await?.map(|body| CountedBody { body, _stream: stream })) })
+    }
+}
+
 /// Connections that one core has open.
 #[derive(Default)]
 struct Open {
@@ -102,10 +195,12 @@ async fn serve_one<S, B>(
 ) where
     S: Service<http::Request<Incoming>, Response = http::Response<B>> + 'static,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
-    B: Body + 'static,
+    S::Future: 'static,
+    B: Body + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    let streams = Rc::new(Cell::new(0));
     let socket = Socket::new(glommio::net::TcpStream::from(socket2::Socket::from(stream)));
     let connection = http2::Builder::new(LocalExecutor)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -116,14 +211,18 @@ async fn serve_one<S, B>(
         .max_header_list_size(config.header_bytes_max)
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
         .max_local_error_reset_streams(RESET_STREAMS_MAX)
-        .serve_connection(socket, service);
+        .serve_connection(socket, Counted { service, streams: streams.clone() });
     let mut connection = pin!(connection);
     let drain = pin!(draining.wait_for(|draining| *draining));
     let ended = match select(connection.as_mut(), drain).await {
         Either::Left((ended, _)) => ended,
         Either::Right(_) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            // The peer of an idle connection may be asleep: nobody waits for its answer.
+            match select(connection, pin!(until_idle(&streams))).await {
+                Either::Left((ended, _)) => ended,
+                Either::Right(_) => Ok(()),
+            }
         }
     };
     if let Err(error) = ended {
