@@ -4,9 +4,9 @@
 //!
 //! - [`digest`] what names a blob, and which shard owns it
 //! - [`limits`] every bound of a node
-//! - [`env`] time and disk, as values
-//! - [`shard`] one range of digests, on one disk, by one core
+//! - [`mod@env`] time and disk, as values
 //! - [`blob`] the verbs of a store, and the layers around a shard
+//! - [`shard`] one range of digests, on one disk, by one core
 //! - [`cores`] one CPU each: a store, an inbox, a pump; [`cores::Cores`] is the handle to all
 //! - [`exec`] from an Action to an ActionResult
 //!

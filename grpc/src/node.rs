@@ -55,11 +55,15 @@ pub(crate) fn serve(config: Config) -> anyhow::Result<ExitCode> {
         parts::probe_sandbox(&mut report, &config.sandbox, spawner, &store.layout.exec())?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let signals = {
+        let _control = runtime.enter();
+        stop::Signals::new()?
+    };
     let listener = std::net::TcpListener::bind(config.server.listen)
         .with_context(|| format!("can't listen on {}", config.server.listen))?;
     report.add("serving", format!("grpc://{}", listener.local_addr()?));
     listener.set_nonblocking(true)?;
-    let start = Start { config, store, plan, recovered, spawner, listener, report };
+    let start = Start { config, store, plan, recovered, spawner, listener, report, signals };
     run(start, runtime)
 }
 
@@ -72,11 +76,12 @@ struct Start {
     spawner: Option<Spawner>,
     listener: std::net::TcpListener,
     report: Report,
+    signals: stop::Signals,
 }
 
 /// Threads, then listeners; then waits, and stops what was started.
 fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
-    let Start { config, store, plan, recovered, spawner, listener, report } = start;
+    let Start { config, store, plan, recovered, spawner, listener, report, signals } = start;
     let limits = parts::limits(&config);
     let shards = u16::try_from(recovered.len()).context("shards")?;
     let (connections, accepted) = Connections::new(shards, config.server.connections_max);
@@ -122,7 +127,7 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
         }
     });
     let stop = stop::Stop { drain, reporter, executions, connections, cores: handle };
-    let held = local.block_on(&runtime, stop.on_signal(config.server.grace))?;
+    let held = local.block_on(&runtime, stop.on_signal(signals, config.server.grace));
     drop(local);
     stop::finish(held, workers, running)
 }

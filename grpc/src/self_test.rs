@@ -41,6 +41,11 @@ impl fmt::Display for Report {
 /// # Errors
 /// One line with the cause and the remedy.
 pub(crate) fn check_machine(report: &mut Report) -> anyhow::Result<()> {
+    if !Path::new("/sys/devices/system/cpu").exists() {
+        bail!(
+            "/sys is not mounted, and the CPUs can't be told apart without it: mount sysfs there"
+        );
+    }
     check_ring(report)?;
     let memlock = raise(Resource::Memlock);
     if memlock < MEMLOCK_BYTES_MIN {

@@ -5,6 +5,7 @@
 //! Invariant: every operation that was accepted ends exactly once.
 
 mod handle;
+mod ingest;
 mod inputs;
 mod outputs;
 mod prepare;

@@ -6,11 +6,7 @@ use super::{
     ExecError, ExecLimits,
     prepare::{OutputKind, OutputPath, Outputs},
 };
-use crate::{
-    cores::Cores,
-    digest::{Digest, DigestFunction, Hasher},
-    limits::IO_BYTES,
-};
+use crate::{cores::Cores, digest::Digest};
 use bytes::Bytes;
 use futures_lite::future::block_on;
 use prost::Message;
@@ -19,18 +15,12 @@ use proto::reapi::{
     SymlinkNode, Tree, command::OutputDirectoryFormat,
 };
 use rustix::{
-    fd::{AsFd, OwnedFd},
+    fd::OwnedFd,
     fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
     io::Errno,
 };
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{Read, Seek},
-};
+use std::collections::BTreeMap;
 
-/// Files up to this size travel in memory, together; larger ones are linked.
-const SMALL_BYTES_MAX: u64 = 64 << 10;
 /// Bytes of small files that wait for one request to the store.
 const BATCH_BYTES_MAX: usize = 2 << 20;
 /// Levels of one output directory.
@@ -38,8 +28,8 @@ const DEPTH_MAX: usize = 256;
 
 /// Collects the outputs of one action.
 pub(super) struct Collector<'a> {
-    cores: &'a Cores,
-    limits: &'a ExecLimits,
+    pub(super) cores: &'a Cores,
+    pub(super) limits: &'a ExecLimits,
     /// The action's root.
     root: &'a OwnedFd,
     batch: Vec<(Digest, Bytes)>,
@@ -131,7 +121,7 @@ impl<'a> Collector<'a> {
     fn open_parent(&self, path: &str) -> Result<Option<(OwnedFd, String)>, ExecError> {
         let (parent, name) = match path.rsplit_once('/') {
             Some((parent, name)) => (parent, name),
-            None => (".", if path.is_empty() { "." } else { path }),
+            None => (".", path),
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
@@ -273,87 +263,6 @@ impl<'a> Collector<'a> {
         }
         Ok(entries)
     }
-
-    /// A regular file, into the store.
-    fn ingest(&mut self, parent: &OwnedFd, name: &str) -> Result<Digest, ExecError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
-            Err(Errno::ACCESS) => {
-                // The action took its own access away; the file is this process's own then.
-                let readable = Mode::from_raw_mode(0o400);
-                rustix::fs::chmodat(parent, name, readable, AtFlags::empty())?;
-                rustix::fs::openat(parent, name, flags, Mode::empty())?
-            }
-            other => other?,
-        };
-        let mut file = File::from(file);
-        let stat = rustix::fs::fstat(&file)?;
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        if size > self.limits.output_bytes_max {
-            return Err(ExecError::TooLarge(format!("output {name:?} has {size} bytes")));
-        }
-        if size <= SMALL_BYTES_MAX {
-            let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-            (&mut file).take(SMALL_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-            return self.bytes(bytes.into());
-        }
-        // A file with another name may be an input, or be one of two outputs: its inode must
-        // not become the store's.
-        let own = stat.st_nlink == 1 && rustix::process::geteuid().is_root();
-        if own && seal(&file, stat.st_mode)? { self.adopt(file, &stat) } else { self.copy(file) }
-    }
-
-    /// The file itself becomes the blob.
-    fn adopt(&self, mut file: File, stat: &Stat) -> Result<Digest, ExecError> {
-        let digest = hash(&mut file, |_| Ok(()))?;
-        block_on(self.cores.adopt(digest, file, stat.st_mode & 0o111 != 0))?;
-        Ok(digest)
-    }
-
-    /// The file's bytes become the blob.
-    fn copy(&self, mut file: File) -> Result<Digest, ExecError> {
-        let digest = hash(&mut file, |_| Ok(()))?;
-        if block_on(self.cores.find_missing(vec![digest]))?.is_empty() {
-            return Ok(digest);
-        }
-        file.rewind()?;
-        let name = uuid::Uuid::new_v4();
-        let mut key = [0; crate::digest::HASH_BYTES];
-        key[..16].copy_from_slice(name.as_bytes());
-        let mut upload = block_on(self.cores.upload(key, digest))?;
-        let again = hash(&mut file, |bytes| {
-            block_on(upload.write(vec![Bytes::copy_from_slice(bytes)])).map_err(ExecError::Store)
-        })?;
-        debug_assert_eq!(again, digest);
-        block_on(upload.finish())?;
-        Ok(digest)
-    }
-}
-
-/// Takes the file from the action for good: no one may open it for writing from here on, and
-/// none has it open for writing. False where somebody still has.
-fn seal(file: &File, mode: u32) -> Result<bool, ExecError> {
-    let sealed = if mode & 0o111 != 0 { 0o555 } else { 0o444 };
-    let root = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
-    rustix::fs::fchown(file, Some(root.0), Some(root.1))?;
-    rustix::fs::fchmod(file, Mode::from_raw_mode(sealed))?;
-    Ok(sandbox::no_writer_is_left(file.as_fd()).is_ok())
-}
-
-fn hash(
-    file: &mut File,
-    mut each: impl FnMut(&[u8]) -> Result<(), ExecError>,
-) -> Result<Digest, ExecError> {
-    let mut hasher = Hasher::new(DigestFunction::Sha256);
-    let mut buffer = vec![0; IO_BYTES];
-    loop {
-        let count = file.read(&mut buffer)?;
-        if count == 0 {
-            return Ok(hasher.finish());
-        }
-        hasher.update(&buffer[..count]);
-        each(&buffer[..count])?;
-    }
 }
 
 /// A symlink that was promised as a file must not lead to a directory, and the other way round;
@@ -390,8 +299,9 @@ fn read_link(parent: &OwnedFd, name: &str) -> Result<String, ExecError> {
 
 fn join(directory: &str, path: &str) -> String {
     match (directory, path) {
+        ("", "." | "") => ".".to_owned(),
         ("", path) => path.to_owned(),
-        (directory, "") => directory.to_owned(),
+        (directory, "" | ".") => directory.to_owned(),
         (directory, path) => format!("{directory}/{path}"),
     }
 }

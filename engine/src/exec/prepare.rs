@@ -109,7 +109,10 @@ pub async fn prepare(
         timeout,
         arguments: command.arguments,
         environment,
-        working_directory: command.working_directory,
+        working_directory: match command.working_directory.as_str() {
+            "." => String::new(),
+            _ => command.working_directory,
+        },
         outputs,
     })
 }
@@ -208,7 +211,7 @@ fn outputs(command: &Command, limits: &ExecLimits) -> Result<Outputs, ExecError>
     let mut paths = Vec::with_capacity(named.len());
     for (path, kind) in named {
         check_path(path, "output path")?;
-        if path.is_empty() && kind == OutputKind::File {
+        if matches!(path.as_str(), "" | ".") && kind == OutputKind::File {
             return Err(ExecError::Invalid("an output file has no name".to_owned()));
         }
         // Twice the same path in the result ends a Bazel client (duplicate map key).
@@ -232,7 +235,8 @@ pub fn is_plain_path(path: &str) -> Result<(), ExecError> {
 
 /// Refuses what is not a plain relative path; the empty path is the directory itself.
 fn check_path(path: &str, what: &str) -> Result<(), ExecError> {
-    if path.is_empty() {
+    // Some clients write "." for the directory itself (recc's trexe).
+    if path.is_empty() || path == "." {
         return Ok(());
     }
     if path.len() > PATH_BYTES_MAX || path.split('/').any(|segment| check_name(segment).is_err()) {
@@ -265,6 +269,7 @@ mod tests {
     fn only_plain_relative_paths_are_taken() {
         for (path, good) in [
             ("", true),
+            (".", true),
             ("a", true),
             ("a/b.c/...", true),
             ("a b/ü", true),

@@ -33,14 +33,12 @@ pub(super) struct Stop {
 
 impl Stop {
     /// Waits for the first signal and drains; whether that took no longer than `grace`.
-    pub(super) async fn on_signal(self, grace: Duration) -> anyhow::Result<bool> {
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        next(&mut terminate, &mut interrupt).await;
+    pub(super) async fn on_signal(self, mut signals: Signals, grace: Duration) -> bool {
+        signals.next().await;
         tracing::info!(?grace, "draining");
         tokio::select! {
-            held = self.all(grace) => Ok(held),
-            () = next(&mut terminate, &mut interrupt) => {
+            held = self.all(grace) => held,
+            () = signals.next() => {
                 tracing::warn!("ended at once by a second signal");
                 std::process::exit(ENDED_AT_ONCE);
             }
@@ -68,10 +66,24 @@ impl Stop {
     }
 }
 
-async fn next(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that end a node; from the moment this exists they end it in order.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// To be made within the control core's runtime, before clients can connect.
+    pub(super) fn new() -> std::io::Result<Self> {
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Ok(Self { terminate: signal(terminate)?, interrupt: signal(interrupt)? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
