@@ -28,14 +28,14 @@ pub async fn get(
     // Read before the blobs are looked at: a loss in between makes the memo stale, not wrong.
     let generation = cores.generation();
     let Some(stored) = cores.get_action(key).await? else { return Ok(None) };
-    let Ok(result) = ActionResult::decode(stored.bytes) else { return Ok(None) };
+    let Ok(result) = ActionResult::decode(stored.bytes.clone()) else { return Ok(None) };
     if stored.complete_at == generation {
         return Ok(Some(result));
     }
     if !is_complete(cores, &result, limits).await? {
         return Ok(None);
     }
-    cores.complete_action(key, generation);
+    cores.complete_action(key, &stored, generation);
     Ok(Some(result))
 }
 
@@ -67,13 +67,17 @@ pub fn key(instance: &str, action: Digest) -> [u8; HASH_BYTES] {
 /// Whether everything that the result names can be read.
 async fn is_complete(cores: &Cores, result: &ActionResult, limits: &Limits) -> Result<bool> {
     let Some(mut named) = named_blobs(result) else { return Ok(false) };
+    let mut room = limits.tree_bytes_max;
+    let mut trees = BTreeSet::new();
+    let mut roots = BTreeSet::new();
     for directory in &result.output_directories {
         let Some(tree) = directory.tree_digest.as_ref().and_then(parse) else { return Ok(false) };
-        let encoded = match cores.read(tree, limits.tree_bytes_max).await {
-            Ok(encoded) => encoded,
-            Err(BlobError::NotFound(_) | BlobError::TooLarge { .. }) => return Ok(false),
-            Err(other) => return Err(other),
-        };
+        trees.insert(tree);
+        roots.extend(directory.root_directory_digest.as_ref().and_then(parse));
+    }
+    // Several outputs may be the same tree: each is read once.
+    for tree in trees {
+        let Some(encoded) = read(cores, tree, &mut room).await? else { return Ok(false) };
         let Ok(tree) = Tree::decode(encoded) else { return Ok(false) };
         if tree.children.len() > limits.tree_directories_max {
             return Ok(false);
@@ -84,7 +88,45 @@ async fn is_complete(cores: &Cores, result: &ActionResult, limits: &Limits) -> R
             }
         }
     }
+    if !add_directories(cores, roots, &mut room, &mut named).await? {
+        return Ok(false);
+    }
     Ok(cores.find_missing(named.into_iter().collect()).await?.is_empty())
+}
+
+/// Adds the files of directories that are given as blobs, and of all below them; false where one
+/// is not here or is none.
+async fn add_directories(
+    cores: &Cores,
+    roots: BTreeSet<Digest>,
+    room: &mut u64,
+    named: &mut BTreeSet<Digest>,
+) -> Result<bool> {
+    let mut waiting: Vec<Digest> = roots.iter().copied().collect();
+    let mut seen = roots;
+    while let Some(next) = waiting.pop() {
+        let Some(encoded) = read(cores, next, room).await? else { return Ok(false) };
+        let Ok(directory) = Directory::decode(encoded) else { return Ok(false) };
+        if !add_files(&directory, named) {
+            return Ok(false);
+        }
+        for child in &directory.directories {
+            let Some(child) = child.digest.as_ref().and_then(parse) else { return Ok(false) };
+            waiting.extend(seen.insert(child).then_some(child));
+        }
+    }
+    Ok(true)
+}
+
+/// A blob that is read whole, within what is left of the bound; `None` where it is not here.
+async fn read(cores: &Cores, digest: Digest, room: &mut u64) -> Result<Option<Bytes>> {
+    let encoded = match cores.read(digest, *room).await {
+        Ok(encoded) => encoded,
+        Err(BlobError::NotFound(_) | BlobError::TooLarge { .. }) => return Ok(None),
+        Err(other) => return Err(other),
+    };
+    *room = room.saturating_sub(digest.size());
+    Ok(Some(encoded))
 }
 
 /// The blobs that the result itself names; `None` where a digest is malformed.

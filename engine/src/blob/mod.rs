@@ -14,7 +14,7 @@ mod verified;
 pub use self::{source::Source, stack::stack};
 
 use self::{empty::EmptyBlob, verified::Verified};
-use crate::digest::Digest;
+use crate::{digest::Digest, shard::Home};
 use bytes::Bytes;
 use std::{fs::File, io, path::PathBuf, sync::Arc};
 
@@ -80,6 +80,8 @@ pub struct Extent {
     pub file: Arc<File>,
     /// What they are.
     pub digest: Digest,
+    /// Which of the blob's homes this is.
+    pub home: Home,
     /// Whether they were hashed since the node started; if not, whoever reads them hashes them
     /// before the last byte leaves.
     pub verified: bool,

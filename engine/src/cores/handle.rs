@@ -8,7 +8,7 @@ use super::{
     stream::Upload,
 };
 use crate::{
-    blob::{BlobError, Body, Link, Result},
+    blob::{BlobError, Body, Extent, Link, Result},
     digest::{Digest, HASH_BYTES, ShardId, owner},
     limits::UPLOAD_BYTES_MAX,
 };
@@ -237,9 +237,10 @@ impl Cores {
     }
 
     /// Remembers that every blob of this result was present at `generation`.
-    pub fn complete_action(&self, key: [u8; HASH_BYTES], generation: u64) {
+    pub fn complete_action(&self, key: [u8; HASH_BYTES], stored: &StoredAction, generation: u64) {
         // Lost where the inbox is full: it only saves work.
-        let request = Request::CompleteAction { key: Box::new(key), generation };
+        let record = stored.record;
+        let request = Request::CompleteAction { key: Box::new(key), record, generation };
         drop(self.submit(self.owner_of(&key), request));
     }
 
@@ -250,9 +251,10 @@ impl Cores {
     }
 
     /// Tells the owner what reading a blob's every byte showed.
-    pub(super) fn checked(&self, digest: Digest, good: bool) {
+    pub(super) fn checked(&self, extent: &Extent, good: bool) {
+        let Extent { digest, home, .. } = *extent;
         // A full inbox loses it: the next reader checks again.
-        drop(self.submit(self.owner(&digest), Request::Checked { digest, good }));
+        drop(self.submit(self.owner(&digest), Request::Checked { digest, home, good }));
     }
 
     pub(super) fn park(&self, digest: &Digest, name: Box<[u8; HASH_BYTES]>, attached: Attached) {

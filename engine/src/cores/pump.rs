@@ -24,6 +24,7 @@ use futures_util::{
 use std::{
     cell::RefCell,
     collections::HashMap,
+    io::ErrorKind,
     pin::Pin,
     rc::Rc,
     sync::{
@@ -65,18 +66,23 @@ impl<S: BlobStore> Pump<S> {
     /// Serves until the inbox is closed and nothing is in flight.
     pub(super) async fn run(&self, inbox: Inbox) {
         let mut requests = Box::pin(inbox.requests);
+        let mut closed = false;
         let mut in_flight = FuturesUnordered::new();
         let mut uploads: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
         loop {
             let turn = std::future::poll_fn(|cx| {
-                let busy = in_flight.len() >= self.limits.in_flight_max;
+                if closed && in_flight.is_empty() {
+                    return Poll::Ready(Turn::Closed);
+                }
+                let busy = closed || in_flight.len() >= self.limits.in_flight_max;
                 poll_turn(&mut in_flight, &mut uploads, requests.as_mut(), busy, cx)
             })
             .await;
             match turn {
                 Turn::Finished => {}
+                // Uploads go on meanwhile: what is in flight may wait for what one of them writes.
                 Turn::Closed if in_flight.is_empty() => break,
-                Turn::Closed => drop(in_flight.next().await),
+                Turn::Closed => closed = true,
                 Turn::Received(Request::Attach { name, digest, reply }) => {
                     if let Some(upload) = self.attach(name, digest, reply) {
                         uploads.push(Box::pin(upload));
@@ -128,6 +134,9 @@ impl<S: BlobStore> Pump<S> {
             Request::PutAction { key, bytes, reply } => {
                 drop(reply.send(self.shard.put_action(&key, &bytes).await));
             }
+            Request::Checked { digest, home, good } => {
+                self.shard.checked(digest, home, good).await;
+            }
             other => self.note(other),
         }
     }
@@ -136,7 +145,11 @@ impl<S: BlobStore> Pump<S> {
     fn note(&self, request: Request) {
         match request {
             Request::Park { name, attached } => {
-                if let Some(upload) = self.uploads.borrow_mut().get_mut(&name) {
+                let mut uploads = self.uploads.borrow_mut();
+                // One that was given up leaves its name to another.
+                let own =
+                    |open: &&mut OpenUpload| Arc::ptr_eq(&open.committed, &attached.committed);
+                if let Some(upload) = uploads.get_mut(&name).filter(own) {
                     upload.parked = Some((attached, self.env.clock.now()));
                 }
             }
@@ -145,9 +158,8 @@ impl<S: BlobStore> Pump<S> {
                 let committed = uploads.get(&name).map(|up| up.committed.load(Ordering::Acquire));
                 let _ = reply.send(committed);
             }
-            Request::Checked { digest, good } => self.shard.checked(digest, good),
-            Request::CompleteAction { key, generation } => {
-                self.shard.complete_action(&key, generation);
+            Request::CompleteAction { key, record, generation } => {
+                self.shard.complete_action(&key, record, generation);
             }
             _ => unreachable!("serve() answers all others"),
         }
@@ -168,12 +180,17 @@ impl<S: BlobStore> Pump<S> {
         while whole.len() < size {
             let length = IO_BYTES.min(size - whole.len());
             let position = whole.len() as u64;
-            whole.extend_from_slice(&self.env.disk.read(&extent.file, position, length).await?);
+            let read = self.env.disk.read(&extent.file, position, length).await;
+            if read.as_ref().is_err_and(|error| error.kind() == ErrorKind::UnexpectedEof) {
+                self.shard.checked(digest, extent.home, false).await;
+                return Err(BlobError::NotFound(digest));
+            }
+            whole.extend_from_slice(&read?);
         }
         let whole = whole.freeze();
         if !extent.verified {
             let good = Digest::of(&whole) == digest;
-            self.shard.checked(digest, good);
+            self.shard.checked(digest, extent.home, good).await;
             if !good {
                 return Err(BlobError::NotFound(digest));
             }

@@ -3,6 +3,7 @@
 use crate::{
     blob::{Body, Link, Result, source::Chunk},
     digest::Digest,
+    shard::Home,
 };
 use bytes::Bytes;
 use std::{
@@ -31,12 +32,12 @@ pub(super) enum Request {
     Attach { name: UploadName, digest: Digest, reply: Reply<Result<Attached>> },
     Park { name: UploadName, attached: Attached },
     UploadStatus { name: UploadName, reply: Reply<Option<u64>> },
-    Checked { digest: Digest, good: bool },
+    Checked { digest: Digest, home: Home, good: bool },
     Link { wanted: Vec<(Digest, bool)>, reply: Reply<Result<Vec<Link>>> },
     Adopt { digest: Digest, file: File, executable: bool, reply: Reply<Result<()>> },
     GetAction { key: ActionKey, reply: Reply<Result<Option<StoredAction>>> },
     PutAction { key: ActionKey, bytes: Bytes, reply: Reply<Result<()>> },
-    CompleteAction { key: ActionKey, generation: u64 },
+    CompleteAction { key: ActionKey, record: (u32, u32), generation: u64 },
 }
 
 // A request is moved through a queue twice, and every inbox holds thousands: keep it small.
@@ -56,4 +57,6 @@ pub struct StoredAction {
     pub bytes: Bytes,
     /// The loss generation at which every blob it names was last seen present; 0 = never.
     pub complete_at: u64,
+    /// Which of all results that this action had.
+    pub(crate) record: (u32, u32),
 }

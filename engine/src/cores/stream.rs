@@ -16,7 +16,7 @@ use crate::{
     limits::IO_BYTES,
 };
 use bytes::Bytes;
-use std::{ops::Range, rc::Rc, sync::atomic::Ordering};
+use std::{io, ops::Range, rc::Rc, sync::atomic::Ordering};
 
 /// An upload in parts. Dropped before its end, it waits for a while to be gone on with.
 pub struct Upload {
@@ -144,16 +144,13 @@ impl BlobReader {
             Rest::Extent { extent, range, hasher } => {
                 let length = length_of(range.end - range.start);
                 let bytes = self.env.disk.read(&extent.file, range.start, length).await;
-                let bytes = bytes.map_err(|error| {
-                    self.cores.checked(extent.digest, false);
-                    BlobError::from(error)
-                })?;
+                let bytes = bytes.map_err(|error| unreadable(&self.cores, extent, error))?;
                 range.start += length as u64;
                 if let Some(state) = hasher {
                     state.update(&bytes);
                     if range.is_empty() {
                         let good = state.clone().finish() == extent.digest;
-                        self.cores.checked(extent.digest, good);
+                        self.cores.checked(extent, good);
                         if !good {
                             return Err(BlobError::NotFound(extent.digest));
                         }
@@ -172,15 +169,23 @@ async fn check_whole(cores: &Cores, env: &Env, extent: &Extent) -> Result<()> {
         let length = length_of(extent.digest.size() - hasher.size());
         match env.disk.read(&extent.file, hasher.size(), length).await {
             Ok(bytes) => hasher.update(&bytes),
-            Err(error) => {
-                cores.checked(extent.digest, false);
-                return Err(error.into());
-            }
+            Err(error) => return Err(unreadable(cores, extent, error)),
         }
+        futures_lite::future::yield_now().await;
     }
     let good = hasher.finish() == extent.digest;
-    cores.checked(extent.digest, good);
+    cores.checked(extent, good);
     if good { Ok(()) } else { Err(BlobError::NotFound(extent.digest)) }
+}
+
+/// Why a piece can't be had. A file that is too short is damaged; anything else says nothing about
+/// the blob.
+fn unreadable(cores: &Cores, extent: &Extent, error: io::Error) -> BlobError {
+    if error.kind() != io::ErrorKind::UnexpectedEof {
+        return error.into();
+    }
+    cores.checked(extent, false);
+    BlobError::NotFound(extent.digest)
 }
 
 fn length_of(rest: u64) -> usize {

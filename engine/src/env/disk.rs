@@ -17,7 +17,10 @@ use rustix::{
 use std::{
     fs::File,
     io::{self, IoSliceMut},
-    os::{fd::AsRawFd, unix::fs::FileExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -203,12 +206,38 @@ impl Disk {
         blocking(move || File::open(directory)?.sync_all()).await
     }
 
-    /// Makes everything on the file system of `directory` survive a power failure.
+    /// Makes everything on the file system of `file` survive a power failure. Reports failures of
+    /// writing back since `file` was opened or last synced so.
     ///
     /// # Errors
     /// As syncfs(2).
-    pub async fn sync_all(&self, directory: PathBuf) -> io::Result<()> {
-        blocking(move || Ok(rustix::fs::syncfs(File::open(directory)?)?)).await
+    pub async fn sync_all(&self, file: File) -> io::Result<()> {
+        blocking(move || Ok(rustix::fs::syncfs(file)?)).await
+    }
+
+    /// Removes a name if it still leads to `file`; one that leads to another file by now stays.
+    ///
+    /// # Errors
+    /// As renameat(2), linkat(2), unlinkat(2).
+    pub async fn remove_if_same(&self, file: Arc<File>, path: PathBuf) -> io::Result<()> {
+        blocking(move || {
+            let mut aside = path.clone().into_os_string();
+            aside.push(".bad");
+            match rustix::fs::rename(&path, &aside) {
+                Err(Errno::NOENT) => return Ok(()),
+                other => other?,
+            }
+            let (moved, bad) = (std::fs::metadata(&aside)?, file.metadata()?);
+            if (moved.dev(), moved.ino()) != (bad.dev(), bad.ino()) {
+                // A better one took the name meanwhile: it gets it back, unless a third has it.
+                match rustix::fs::linkat(CWD, &aside, CWD, &path, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(rustix::fs::unlink(&aside)?)
+        })
+        .await
     }
 
     /// `length` bytes at `position`, all of them.
@@ -262,7 +291,16 @@ async fn read_into(file: &Arc<File>, position: u64, into: &mut [u8]) -> io::Resu
 /// A read that may wait for the device, through io_uring.
 async fn read_waiting(file: &Arc<File>, position: u64, length: usize) -> io::Result<Vec<u8>> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let ring = BufferedFile::open(path).await.map_err(io::Error::from)?;
+    let Ok(ring) = BufferedFile::open(path).await else {
+        // Out of descriptors: the one that is open serves, on the blocking thread.
+        let file = file.clone();
+        return blocking(move || {
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, position)?;
+            Ok(bytes)
+        })
+        .await;
+    };
     let read = ring.read_at(position, length).await.map_err(io::Error::from);
     ring.close().await.map_err(io::Error::from)?;
     let read = read?;

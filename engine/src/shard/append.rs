@@ -8,7 +8,7 @@
 use super::{
     Durability, StoreConfig,
     index::Place,
-    segment::{self, Record, RecordEntry},
+    segment::{self, HEADER_BYTES, Nonce, Record, RecordEntry},
 };
 use crate::{
     blob::{BlobError, Result},
@@ -37,6 +37,8 @@ pub(super) struct Segments {
     active: RefCell<Option<Active>>,
     pending: RefCell<Batch>,
     writing: Cell<bool>,
+    /// Of every segment that this process begins.
+    nonce: Nonce,
 }
 
 /// The segment that grows.
@@ -78,6 +80,7 @@ impl Segments {
             active: RefCell::default(),
             pending: RefCell::default(),
             writing: Cell::new(false),
+            nonce: Nonce::new(),
         }
     }
 
@@ -108,7 +111,7 @@ impl Segments {
         if pending.bytes.len() + record.encoded_len() > APPEND_BYTES_MAX {
             return Err(BlobError::Overloaded);
         }
-        let entry = record.encode(0, &mut pending.bytes);
+        let entry = record.encode(self.nonce, &mut pending.bytes);
         pending.entries.push(entry);
         if !self.writing.replace(true) {
             return Ok((entry, None));
@@ -168,23 +171,42 @@ impl Segments {
             Some(active) if active.end + bytes as u64 <= self.config.segment_bytes => {
                 return Ok(active);
             }
-            Some(full) => self.seal(full).await?,
+            Some(full) => {
+                // Its records are kept, footer or not: a start would scan for them.
+                if let Err(error) = self.seal(full).await {
+                    tracing::error!(%error, "a full segment could not be sealed");
+                }
+            }
             None => {}
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let begun = self.begin(id).await;
+        if begun.is_err() {
+            // Nothing is in it; the next append makes another.
+            drop(self.env.disk.remove(self.config.layout.segment(id)).await);
+        }
+        Ok(begun?)
+    }
+
+    async fn begin(&self, id: u32) -> io::Result<Active> {
         let file = self.env.disk.create(&self.config.layout.segment(id)).await?;
-        self.env.disk.write(&file, segment::HEADER.to_vec(), 0).await?;
+        self.env.disk.write(&file, self.nonce.header(), 0).await?;
         if self.config.durability == Durability::Sync {
             self.env.disk.sync_directory(self.config.layout.segments()).await?;
         }
         let reader = self.env.disk.open(self.config.layout.segment(id)).await?;
         self.readers.borrow_mut().insert(id, reader);
-        Ok(Active { id, file, end: segment::HEADER.len() as u64, entries: Vec::new() })
+        Ok(Active { id, file, end: HEADER_BYTES as u64, entries: Vec::new() })
+    }
+
+    /// Begins anew with the next record: what was written to the open segment may be lost.
+    pub(super) fn give_up(&self) {
+        drop(self.active.borrow_mut().take());
     }
 
     /// Writes a segment's own index behind its records.
     async fn seal(&self, full: Active) -> io::Result<()> {
-        let footer = segment::footer(&full.entries, full.end);
+        let footer = segment::footer(self.nonce, &full.entries, full.end);
         self.env.disk.write(&full.file, footer, full.end).await?;
         self.env.disk.sync(&full.file).await
     }

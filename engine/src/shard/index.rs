@@ -13,9 +13,30 @@ pub(super) struct Place {
 
 /// A segment number that no segment has.
 const NO_SEGMENT: u32 = u32::MAX;
-const FILE_PLAIN: u8 = 1;
-const FILE_EXECUTABLE: u8 = 2;
-const VERIFIED: u8 = 4;
+
+/// Where a blob may lie; it may lie in several at once, and each is checked by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// A record of a segment.
+    Segment,
+    /// A file, 0444.
+    Plain,
+    /// Its twin, 0555.
+    Executable,
+}
+
+impl Home {
+    const ALL: [Self; 3] = [Self::Segment, Self::Plain, Self::Executable];
+
+    /// The file's home by its mode.
+    pub(super) const fn file(executable: bool) -> Self {
+        if executable { Self::Executable } else { Self::Plain }
+    }
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
 
 /// What is known of one blob. Kept small: a node holds tens of millions.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +49,9 @@ pub(super) struct Entry {
     /// The second until which the blob was promised to somebody.
     pub(super) leased: u32,
     function: DigestFunction,
-    flags: u8,
+    homes: u8,
+    /// Homes whose bytes were hashed since the node started.
+    verified: u8,
 }
 
 const _: () = assert!(size_of::<Entry>() <= 64);
@@ -36,19 +59,15 @@ const _: () = assert!(size_of::<Entry>() <= 64);
 impl Entry {
     /// A blob in a segment.
     pub(super) fn in_segment(digest: &Digest, place: Place, verified: bool) -> Self {
-        let mut entry = Self::nowhere(digest, verified);
-        entry.place = place;
-        entry
+        Self { place, ..Self::in_home(digest, Home::Segment, verified) }
     }
 
     /// A blob in a file of its own.
     pub(super) fn in_file(digest: &Digest, executable: bool, verified: bool) -> Self {
-        let mut entry = Self::nowhere(digest, verified);
-        entry.set_file(executable);
-        entry
+        Self::in_home(digest, Home::file(executable), verified)
     }
 
-    fn nowhere(digest: &Digest, verified: bool) -> Self {
+    fn in_home(digest: &Digest, home: Home, verified: bool) -> Self {
         Self {
             hash: *digest.hash(),
             size: digest.size(),
@@ -56,41 +75,68 @@ impl Entry {
             used: 0,
             leased: 0,
             function: digest.function(),
-            flags: if verified { VERIFIED } else { 0 },
+            homes: home.bit(),
+            verified: if verified { home.bit() } else { 0 },
         }
     }
 
+    /// Where its record lies, if it has one.
     pub(super) fn place(&self) -> Option<Place> {
-        (self.place.segment != NO_SEGMENT).then_some(self.place)
+        self.has(Home::Segment).then_some(self.place)
     }
 
-    pub(super) fn has_file(&self, executable: bool) -> bool {
-        self.flags & if executable { FILE_EXECUTABLE } else { FILE_PLAIN } != 0
+    pub(super) fn has(&self, home: Home) -> bool {
+        self.homes & home.bit() != 0
     }
 
-    pub(super) fn set_file(&mut self, executable: bool) {
-        self.flags |= if executable { FILE_EXECUTABLE } else { FILE_PLAIN };
+    pub(super) fn is_verified(&self, home: Home) -> bool {
+        self.verified & home.bit() != 0
     }
 
-    pub(super) fn is_verified(&self) -> bool {
-        self.flags & VERIFIED != 0
+    /// Whether at least one home is known to hold the right bytes.
+    pub(super) fn is_sure(&self) -> bool {
+        self.verified != 0
     }
 
-    pub(super) fn set_verified(&mut self) {
-        self.flags |= VERIFIED;
+    pub(super) fn set_verified(&mut self, home: Home) {
+        self.verified |= home.bit() & self.homes;
     }
 
-    /// Takes over what another entry of the same blob knows.
-    fn merge(&mut self, other: &Self) {
-        if other.place().is_some() {
+    /// Forgets that anything was hashed.
+    pub(super) fn doubt(&mut self) {
+        self.verified = 0;
+    }
+
+    /// The home to read from: a file only where there is no record, a checked one before another.
+    pub(super) fn best_home(&self) -> Home {
+        let has = |home: &Home| self.has(*home);
+        let mut homes = Home::ALL.into_iter().filter(has);
+        let sure = homes.clone().find(|home| self.is_verified(*home));
+        sure.or_else(|| homes.next()).expect("an entry without a home is removed")
+    }
+
+    /// Takes a home that proved bad; whether none is left.
+    fn lose(&mut self, home: Home) -> bool {
+        self.homes &= !home.bit();
+        self.verified &= !home.bit();
+        self.homes == 0
+    }
+
+    /// Takes over the homes of another entry of the same blob; says which are gained.
+    fn merge(&mut self, other: &Self) -> u8 {
+        let gained = other.homes & !self.homes;
+        // The record of a checked upload replaces one that was only found.
+        if other.has(Home::Segment)
+            && (!self.has(Home::Segment) || !self.is_verified(Home::Segment))
+        {
             self.place = other.place;
+            self.verified &= !Home::Segment.bit();
         }
-        self.flags |= other.flags & (FILE_PLAIN | FILE_EXECUTABLE);
-        if !other.is_verified() {
-            self.flags &= !VERIFIED;
-        }
+        self.homes |= other.homes;
+        self.verified |= other.verified;
         self.used = self.used.max(other.used);
         self.leased = self.leased.max(other.leased);
+        gained
     }
 }
 
@@ -110,19 +156,31 @@ impl Index {
         self.table.find_mut(spread(digest.hash()), |entry| is(entry, digest))
     }
 
-    /// Adds a blob; what was known of it stays known.
-    pub(super) fn insert(&mut self, digest: &Digest, entry: Entry) {
+    /// Adds a blob; what was known of it stays known. Says whether it gained a home.
+    pub(super) fn insert(&mut self, digest: &Digest, entry: Entry) -> bool {
         match self.get_mut(digest) {
-            Some(known) => known.merge(&entry),
+            Some(known) => known.merge(&entry) != 0,
             None => {
                 self.table.insert_unique(spread(&entry.hash), entry, |entry| spread(&entry.hash));
+                true
             }
         }
     }
 
-    pub(super) fn remove(&mut self, digest: &Digest) -> Option<Entry> {
+    /// Takes a home that proved bad from a blob; whether the blob is absent by that.
+    pub(super) fn lose(&mut self, digest: &Digest, home: Home) -> bool {
         let found = self.table.find_entry(spread(digest.hash()), |entry| is(entry, digest));
-        found.ok().map(|occupied| occupied.remove().0)
+        let Ok(mut occupied) = found else { return false };
+        let absent = occupied.get_mut().lose(home);
+        if absent {
+            occupied.remove();
+        }
+        absent
+    }
+
+    /// Forgets of every blob that it was hashed.
+    pub(super) fn doubt_all(&mut self) {
+        self.table.iter_mut().for_each(Entry::doubt);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -199,6 +257,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_one_home_says_nothing_of_another() {
+        let digest = Digest::of(b"abc");
+        let place = Place { segment: 1, offset: 64 };
+        let mut index = Index::default();
+        index.insert(&digest, Entry::in_segment(&digest, place, false));
+        index.insert(&digest, Entry::in_file(&digest, true, true));
+        let entry = index.get(&digest).unwrap();
+        assert!(entry.is_verified(Home::Executable) && !entry.is_verified(Home::Segment));
+        assert_eq!(entry.best_home(), Home::Executable);
+        let better = Place { segment: 2, offset: 64 };
+        assert!(!index.insert(&digest, Entry::in_segment(&digest, better, true)));
+        let entry = index.get(&digest).unwrap();
+        assert!(entry.is_verified(Home::Segment));
+        assert_eq!(entry.place(), Some(better));
+    }
+
+    #[test]
     fn a_blob_keeps_its_place_when_it_gets_a_file() {
         let digest = Digest::of(b"abc");
         let place = Place { segment: 1, offset: 64 };
@@ -207,9 +282,10 @@ mod tests {
         index.insert(&digest, Entry::in_file(&digest, true, true));
         let entry = index.get(&digest).unwrap();
         assert_eq!(entry.place(), Some(place));
-        assert!(entry.has_file(true) && !entry.has_file(false) && entry.is_verified());
+        assert!(entry.has(Home::Executable) && !entry.has(Home::Plain));
         assert_eq!(index.len(), 1);
-        assert!(index.remove(&digest).is_some());
+        assert!(!index.lose(&digest, Home::Segment));
+        assert!(index.lose(&digest, Home::Executable));
         assert_eq!(index.len(), 0);
     }
 }

@@ -14,13 +14,13 @@ use crate::digest::Digest;
 use rustix::fs::FlockOperation;
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 /// What FORMAT says.
-const FORMAT: &str = "ringforge store 1\n";
+const FORMAT: &str = "ringforge store 2\n";
 /// Mode of a blob's file.
 pub(super) const MODE_PLAIN: u32 = 0o444;
 /// Mode of its executable twin.
@@ -68,7 +68,7 @@ impl Layout {
         for entry in fs::read_dir(&self.root)? {
             let name = entry?.file_name();
             // A start that was killed before FORMAT was written leaves LOCK.
-            if name != "LOCK" && name != "lost+found" {
+            if name != "LOCK" && name != "FORMAT.new" && name != "lost+found" {
                 let message = format!("it is no store and not empty (it has {name:?})");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
@@ -84,7 +84,7 @@ impl Layout {
                 let message = format!("{} says {found:?}, not {FORMAT:?}", format.display());
                 return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(&format, FORMAT)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.write_format(&format)?,
             Err(error) => return Err(error),
         }
         fs::create_dir_all(self.segments())?;
@@ -92,6 +92,16 @@ impl Layout {
             fs::create_dir_all(self.prefix(prefix))?;
         }
         fs::create_dir_all(self.exec())
+    }
+
+    /// Writes FORMAT so that it is whole or not there, whatever happens meanwhile.
+    fn write_format(&self, format: &Path) -> io::Result<()> {
+        let beside = self.root.join("FORMAT.new");
+        let mut file = File::create(&beside)?;
+        file.write_all(FORMAT.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, format)?;
+        File::open(&self.root)?.sync_all()
     }
 
     /// The directory of the store.
@@ -116,7 +126,9 @@ impl Layout {
 
     /// The number in a segment's name.
     pub(super) fn segment_id(name: &str) -> Option<u32> {
-        u32::from_str_radix(name.strip_suffix(".seg")?, 16).ok()
+        let id = u32::from_str_radix(name.strip_suffix(".seg")?, 16).ok()?;
+        // Only the name that this number is given; the last number is never one's.
+        (id != u32::MAX && name == format!("{id:08x}.seg")).then_some(id)
     }
 
     pub(super) fn prefix(&self, prefix: u8) -> PathBuf {

@@ -3,6 +3,7 @@
 
 use super::{
     Shard,
+    index::{Entry, Home},
     layout::{MODE_EXECUTABLE, MODE_PLAIN},
 };
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     limits::WRITE_BYTES,
 };
 use bytes::Bytes;
-use std::{path::PathBuf, sync::atomic::Ordering};
+use std::path::PathBuf;
 
 /// Small blobs that are about to get files.
 #[derive(Default)]
@@ -30,24 +31,29 @@ impl Shard {
             let entry = self.touch(&digest)?;
             let path = self.config.layout.blob(&digest, executable);
             links.push(Link { path: path.clone() });
-            if entry.has_file(executable) {
-                if !entry.is_verified() {
-                    self.verify_file(&digest, executable).await?;
+            let home = Home::file(executable);
+            if entry.has(home) {
+                if entry.is_verified(home) || self.verify_file(&digest, home).await.is_ok() {
+                    continue;
                 }
-                continue;
+                // Another home may be left to make it from.
+                self.touch(&digest)?;
             }
-            self.reserve(digest.size())?;
+            let entry = self.touch(&digest)?;
+            let _share = self.reserve(digest.size())?;
             let mode = if executable { MODE_EXECUTABLE } else { MODE_PLAIN };
             match entry.place() {
                 Some(place) => {
-                    let bytes = self.read_small(&digest, place, entry.is_verified()).await?;
+                    let verified = entry.is_verified(Home::Segment);
+                    let bytes = self.read_small(&digest, place, verified).await?;
                     promotions.bytes += bytes.len();
                     promotions.blobs.push((bytes, path, mode));
                     promotions.entered.push((digest, executable));
                 }
                 None => {
-                    if !entry.is_verified() {
-                        self.verify_file(&digest, !executable).await?;
+                    let twin = Home::file(!executable);
+                    if !entry.is_verified(twin) {
+                        self.verify_file(&digest, twin).await?;
                     }
                     let twin = self.config.layout.blob(&digest, !executable);
                     self.env.disk.copy(twin, path, mode).await?;
@@ -74,10 +80,7 @@ impl Shard {
     }
 
     fn enter_file(&self, digest: &Digest, executable: bool) {
-        self.dirty.set(true);
-        self.used_bytes.fetch_add(digest.size(), Ordering::Relaxed);
-        if let Some(entry) = self.index.borrow_mut().get_mut(digest) {
-            entry.set_file(executable);
-        }
+        // It was made from bytes that were checked.
+        self.enter(digest, Entry::in_file(digest, executable, true), digest.size());
     }
 }

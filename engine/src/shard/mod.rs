@@ -5,39 +5,37 @@
 //! Nothing here is locked, because nothing is shared; no borrow crosses an await.
 
 mod append;
+mod doubt;
 mod index;
 mod layout;
 mod link;
 mod recovery;
 mod segment;
+mod space;
 mod upload;
 
 pub use self::{
+    index::Home,
     layout::{Layout, StoreLock},
     recovery::{Recovered, recover},
 };
 
 use self::{
     append::Segments,
-    index::{ActionEntry, ActionIndex, Entry, Index, Place},
+    index::{ActionEntry, ActionIndex, Entry, Index},
     segment::{Kind, RECORD_HEADER_BYTES, Record},
+    space::Space,
 };
 use crate::{
     blob::{BlobError, BlobStore, Body, Extent, Result, Source},
     cores::{LossCounter, StoredAction},
-    digest::{Digest, DigestFunction, HASH_BYTES, Hasher},
+    digest::{Digest, DigestFunction, HASH_BYTES},
     env::Env,
-    limits::IO_BYTES,
 };
-use bytes::Bytes;
 use std::{
     cell::{Cell, RefCell},
     fs::File,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
     time::Duration,
 };
 
@@ -72,9 +70,6 @@ pub struct StoreConfig {
     pub durability: Durability,
 }
 
-/// How often the file system is asked what is free.
-const FREE_CHECK: Duration = Duration::from_secs(1);
-
 /// One shard. Held by its core's pump, through `Rc`.
 pub struct Shard {
     env: Rc<Env>,
@@ -83,9 +78,10 @@ pub struct Shard {
     actions: RefCell<ActionIndex>,
     segments: Segments,
     losses: LossCounter,
-    used_bytes: Arc<AtomicU64>,
-    free: Cell<(Duration, u64)>,
+    space: Space,
     dirty: Cell<bool>,
+    /// Held open since the start: a sync reports the failures since its file was opened.
+    root: File,
 }
 
 impl Shard {
@@ -96,7 +92,7 @@ impl Shard {
         recovered: Recovered,
         losses: LossCounter,
     ) -> Rc<Self> {
-        let Recovered { index, actions, readers, next_segment, used_bytes } = recovered;
+        let Recovered { index, actions, readers, next_segment, used_bytes, root } = recovered;
         let segments = Segments::new(env.clone(), config.clone(), next_segment, readers);
         Rc::new(Self {
             env,
@@ -105,9 +101,9 @@ impl Shard {
             actions: RefCell::new(actions),
             segments,
             losses,
-            used_bytes,
-            free: Cell::new((Duration::ZERO, 0)),
+            space: Space::new(used_bytes),
             dirty: Cell::new(false),
+            root,
         })
     }
 
@@ -124,17 +120,26 @@ impl Shard {
         if self.config.durability == Durability::Sync || !self.dirty.replace(false) {
             return;
         }
-        if let Err(error) = self.env.disk.sync_all(self.config.layout.root().to_owned()).await {
-            tracing::error!(%error, "an epoch could not be synced");
+        let synced = match self.root.try_clone() {
+            Ok(root) => self.env.disk.sync_all(root).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = synced {
+            // What the kernel says it holds may not be what the disk holds, and asking again would
+            // be answered with success: everything is hashed again before it is served.
+            tracing::error!(%error, "an epoch could not be synced: nothing is trusted unread");
+            self.index.borrow_mut().doubt_all();
+            self.segments.give_up();
         }
     }
 
     /// Makes a sealed output file this blob, by a link.
     pub(crate) async fn adopt(&self, digest: Digest, file: File, executable: bool) -> Result<()> {
-        if self.touch(&digest).is_ok_and(|entry| entry.has_file(executable)) {
+        let home = Home::file(executable);
+        if self.touch(&digest).is_ok_and(|entry| entry.has(home) && entry.is_verified(home)) {
             return Ok(());
         }
-        self.reserve(digest.size())?;
+        let _share = self.reserve(digest.size())?;
         let path = self.config.layout.blob(&digest, executable);
         let directory = self.config.layout.prefix(digest.hash()[0]);
         if self.config.durability == Durability::Sync {
@@ -150,51 +155,46 @@ impl Shard {
         let entry = self.actions.borrow_mut().get_mut(key).copied();
         let Some(entry) = entry else { return Ok(None) };
         let Some(file) = self.segments.reader(entry.place.segment) else { return Ok(None) };
-        let start = u64::from(entry.place.offset) - RECORD_HEADER_BYTES as u64;
+        let start = u64::from(entry.place.offset).saturating_sub(RECORD_HEADER_BYTES as u64);
         let length = RECORD_HEADER_BYTES + entry.length as usize;
         let record = self.env.disk.read(&file, start, length).await?;
         let Some(bytes) = segment::checked_payload(&record, key) else {
             tracing::error!(segment = entry.place.segment, "a result's record is damaged");
-            self.actions.borrow_mut().remove(key);
+            let mut actions = self.actions.borrow_mut();
+            if actions.get_mut(key).is_some_and(|now| now.place == entry.place) {
+                actions.remove(key);
+            }
             return Ok(None);
         };
-        Ok(Some(StoredAction { bytes, complete_at: entry.complete_at }))
+        let record = (entry.place.segment, entry.place.offset);
+        Ok(Some(StoredAction { bytes, complete_at: entry.complete_at, record }))
     }
 
     /// Stores a result, over any other of the same key.
     pub(crate) async fn put_action(&self, key: &[u8; HASH_BYTES], bytes: &[u8]) -> Result<()> {
-        self.reserve(bytes.len() as u64)?;
+        let _share = self.reserve(bytes.len() as u64)?;
         let function = DigestFunction::Sha256;
         let record = Record { kind: Kind::Action, function, hash: key, payload: bytes };
         let place = self.segments.append(record).await?;
         self.dirty.set(true);
-        self.used_bytes.fetch_add(record.encoded_len() as u64, Ordering::Relaxed);
+        self.space.add(record.encoded_len() as u64);
         let length = u32::try_from(bytes.len()).expect("a batch is bounded");
         let entry = ActionEntry { key: *key, place, length, complete_at: 0 };
         self.actions.borrow_mut().insert(entry);
         Ok(())
     }
 
-    /// Remembers at which loss generation a result was complete.
-    pub(crate) fn complete_action(&self, key: &[u8; HASH_BYTES], generation: u64) {
-        if let Some(entry) = self.actions.borrow_mut().get_mut(key) {
+    /// Remembers at which loss generation a result was complete, if it is still the same.
+    pub(crate) fn complete_action(
+        &self,
+        key: &[u8; HASH_BYTES],
+        record: (u32, u32),
+        generation: u64,
+    ) {
+        if let Some(entry) = self.actions.borrow_mut().get_mut(key)
+            && (entry.place.segment, entry.place.offset) == record
+        {
             entry.complete_at = generation;
-        }
-    }
-
-    /// What reading a blob's every byte showed.
-    pub(crate) fn checked(&self, digest: Digest, good: bool) {
-        if good {
-            if let Some(entry) = self.index.borrow_mut().get_mut(&digest) {
-                entry.set_verified();
-            }
-            return;
-        }
-        // Its file keeps its name until the next upload replaces it: whoever reads it now has
-        // been told, and a damaged name that the index does not know is never served.
-        if self.index.borrow_mut().remove(&digest).is_some() {
-            tracing::error!(%digest, "a stored blob is damaged and counts as absent");
-            self.losses.add();
         }
     }
 
@@ -207,64 +207,6 @@ impl Shard {
         entry.used = now;
         entry.leased = now.saturating_add(lease);
         Ok(*entry)
-    }
-
-    async fn read_small(&self, digest: &Digest, place: Place, verified: bool) -> Result<Bytes> {
-        let gone = || BlobError::NotFound(*digest);
-        let file = self.segments.reader(place.segment).ok_or_else(gone)?;
-        let length = usize::try_from(digest.size()).map_err(|_| gone())?;
-        let bytes = self.env.disk.read(&file, u64::from(place.offset), length).await?;
-        if !verified {
-            let good = Digest::of(&bytes) == *digest;
-            self.checked(*digest, good);
-            if !good {
-                return Err(gone());
-            }
-        }
-        Ok(bytes)
-    }
-
-    async fn open_file(&self, digest: &Digest, executable: bool) -> Result<Arc<File>> {
-        let file = self.env.disk.open(self.config.layout.blob(digest, executable)).await;
-        let whole = match &file {
-            Ok(file) => file.metadata()?.len() == digest.size(),
-            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
-        };
-        if !whole {
-            self.checked(*digest, false);
-            return Err(BlobError::NotFound(*digest));
-        }
-        Ok(file?)
-    }
-
-    async fn verify_file(&self, digest: &Digest, executable: bool) -> Result<()> {
-        let file = self.open_file(digest, executable).await?;
-        let mut hasher = Hasher::new(digest.function());
-        while hasher.size() < digest.size() {
-            let rest = usize::try_from(digest.size() - hasher.size()).unwrap_or(usize::MAX);
-            let bytes = self.env.disk.read(&file, hasher.size(), rest.min(IO_BYTES)).await?;
-            hasher.update(&bytes);
-            futures_lite::future::yield_now().await;
-        }
-        let good = hasher.finish() == *digest;
-        self.checked(*digest, good);
-        if good { Ok(()) } else { Err(BlobError::NotFound(*digest)) }
-    }
-
-    /// Whether `bytes` more may be stored.
-    fn reserve(&self, bytes: u64) -> Result<()> {
-        let used = self.used_bytes.load(Ordering::Relaxed);
-        if self.config.bytes_max > 0 && used.saturating_add(bytes) > self.config.bytes_max {
-            return Err(BlobError::Full);
-        }
-        let now = self.env.clock.now();
-        let (mut checked, mut free) = self.free.get();
-        if checked == Duration::ZERO || now.saturating_sub(checked) > FREE_CHECK {
-            (checked, free) = (now, self.env.disk.free_bytes(self.config.layout.root())?);
-        }
-        let left = free.checked_sub(bytes).filter(|left| *left >= self.config.free_bytes_min);
-        self.free.set((checked, left.ok_or(BlobError::Full)?));
-        Ok(())
     }
 
     /// Enters a blob whose bytes are written.
@@ -283,21 +225,35 @@ impl Shard {
 
     fn enter(&self, digest: &Digest, entry: Entry, bytes: u64) {
         self.dirty.set(true);
-        self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.index.borrow_mut().insert(digest, entry);
+        let appended = entry.has(Home::Segment);
+        let gained = self.index.borrow_mut().insert(digest, entry);
+        // A record takes space even where it replaces another; a file replaces its like.
+        if gained || appended {
+            self.space.add(bytes);
+        }
         drop(self.touch(digest));
     }
 }
 
 impl BlobStore for Rc<Shard> {
     async fn get(&self, digest: Digest) -> Result<Body> {
-        let entry = self.touch(&digest)?;
-        if let Some(place) = entry.place() {
-            return self.read_small(&digest, place, entry.is_verified()).await.map(Body::Bytes);
+        loop {
+            let entry = self.touch(&digest)?;
+            let home = entry.best_home();
+            let verified = entry.is_verified(home);
+            let read = match entry.place().filter(|_| home == Home::Segment) {
+                Some(place) => self.read_small(&digest, place, verified).await.map(Body::Bytes),
+                None => self
+                    .open_home(&digest, home)
+                    .await
+                    .map(|file| Body::Extent(Extent { file, digest, home, verified })),
+            };
+            match read {
+                // That home is lost by now; another may be left.
+                Err(BlobError::NotFound(_)) => {}
+                other => return other,
+            }
         }
-        let executable = !entry.has_file(false);
-        let file = self.open_file(&digest, executable).await?;
-        Ok(Body::Extent(Extent { file, digest, verified: entry.is_verified() }))
     }
 
     async fn put(&self, digest: Digest, source: Source) -> Result<()> {
@@ -306,9 +262,7 @@ impl BlobStore for Rc<Shard> {
             return Err(BlobError::TooLarge { size: digest.size(), size_max });
         }
         match source {
-            Source::Bytes(_) if self.touch(&digest).is_ok_and(|entry| entry.is_verified()) => {
-                Ok(())
-            }
+            Source::Bytes(_) if self.touch(&digest).is_ok_and(|entry| entry.is_sure()) => Ok(()),
             Source::Bytes(bytes) => self.keep_bytes(digest, bytes).await,
             Source::Chunks(chunks) => self.keep_chunks(digest, chunks).await,
         }

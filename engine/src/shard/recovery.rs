@@ -6,7 +6,7 @@ use super::{
     StoreConfig,
     index::{ActionEntry, ActionIndex, Entry, Index},
     layout::Layout,
-    segment::{self, Kind, RecordEntry, TRAILER_BYTES},
+    segment::{self, HEADER_BYTES, Kind, Nonce, RecordEntry, TRAILER_BYTES},
 };
 use crate::digest::{Digest, DigestFunction, owner};
 use std::{
@@ -14,6 +14,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read},
     os::unix::fs::FileExt,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -27,6 +28,8 @@ pub struct Recovered {
     pub(super) readers: HashMap<u32, Arc<File>>,
     pub(super) next_segment: Arc<AtomicU32>,
     pub(super) used_bytes: Arc<AtomicU64>,
+    /// The store's directory: what happens to its file system from here on is heard of.
+    pub(super) root: File,
 }
 
 impl Recovered {
@@ -50,15 +53,17 @@ impl Recovered {
 pub fn recover(config: &StoreConfig, shards: u16) -> io::Result<Vec<Recovered>> {
     let next_segment = Arc::new(AtomicU32::new(1));
     let used_bytes = Arc::new(AtomicU64::new(0));
-    let mut found: Vec<Recovered> = (0..shards)
-        .map(|_| Recovered {
+    let shard = |_| -> io::Result<Recovered> {
+        Ok(Recovered {
             index: Index::default(),
             actions: ActionIndex::default(),
             readers: HashMap::new(),
             next_segment: next_segment.clone(),
             used_bytes: used_bytes.clone(),
+            root: File::open(config.layout.root())?,
         })
-        .collect();
+    };
+    let mut found = (0..shards).map(shard).collect::<io::Result<Vec<Recovered>>>()?;
     let mut used = recover_segments(&config.layout, &mut found, &next_segment)?;
     used += recover_files(&config.layout, &mut found)?;
     used_bytes.store(used, Ordering::Relaxed);
@@ -79,26 +84,40 @@ fn recover_segments(
     ids.sort_unstable();
     let mut used = 0;
     for id in ids {
-        next_segment.store(id + 1, Ordering::Relaxed);
+        next_segment.store(id.saturating_add(1), Ordering::Relaxed);
         let path = layout.segment(id);
-        let entries = match read_sealed(&File::open(&path)?)? {
-            Some(entries) => entries,
-            None => seal_remains(&path)?,
-        };
-        if entries.is_empty() {
-            fs::remove_file(&path)?;
-            continue;
-        }
         let file = Arc::new(File::open(&path)?);
-        used += file.metadata()?.len();
+        let length = file.metadata()?.len();
+        used += length;
+        let Some(entries) = read_segment(&path, &file, length)? else { continue };
+        if entries.is_empty() && length <= HEADER_BYTES as u64 {
+            fs::remove_file(&path)?;
+        }
         share_out(id, &entries, &file, found);
     }
     Ok(used)
 }
 
+/// A segment's records; `None` where not even its header is whole: it is left for people.
+fn read_segment(path: &Path, file: &File, length: u64) -> io::Result<Option<Vec<RecordEntry>>> {
+    let mut header = [0; HEADER_BYTES];
+    if length < HEADER_BYTES as u64 {
+        // Killed while it was begun.
+        return Ok(Some(Vec::new()));
+    }
+    file.read_exact_at(&mut header, 0)?;
+    let Some(nonce) = Nonce::read(&header) else {
+        tracing::error!(segment = %path.display(), "the segment's header is damaged");
+        return Ok(None);
+    };
+    if let Some(entries) = read_sealed(nonce, file, length)? {
+        return Ok(Some(entries));
+    }
+    scan_remains(nonce, path, file).map(Some)
+}
+
 /// The records of a sealed segment, by its footer.
-fn read_sealed(file: &File) -> io::Result<Option<Vec<RecordEntry>>> {
-    let length = file.metadata()?.len();
+fn read_sealed(nonce: Nonce, file: &File, length: u64) -> io::Result<Option<Vec<RecordEntry>>> {
     let Some(trailer_at) = length.checked_sub(TRAILER_BYTES as u64) else { return Ok(None) };
     let mut last = [0; TRAILER_BYTES];
     file.read_exact_at(&mut last, trailer_at)?;
@@ -108,25 +127,36 @@ fn read_sealed(file: &File) -> io::Result<Option<Vec<RecordEntry>>> {
     let size = usize::try_from(length - start).map_err(io::Error::other)?;
     let mut footer = vec![0; size];
     file.read_exact_at(&mut footer, start)?;
-    Ok(segment::read_footer(&footer))
+    Ok(segment::read_footer(nonce, &footer))
 }
 
-/// The good records of a segment whose writer was stopped; what follows them is cut off.
-fn seal_remains(path: &std::path::Path) -> io::Result<Vec<RecordEntry>> {
-    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+/// The good records of a segment without a good footer: its writer was stopped, or it is damaged.
+fn scan_remains(nonce: Nonce, path: &Path, file: &File) -> io::Result<Vec<RecordEntry>> {
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    let (entries, end) = segment::scan(&bytes);
-    file.set_len(end)?;
-    file.write_all_at(&segment::footer(&entries, end), end)?;
-    file.sync_data()?;
+    let mut reader: &File = file;
+    reader.read_to_end(&mut bytes)?;
+    let (entries, end) = segment::scan(nonce, &bytes);
     tracing::info!(
         segment = %path.display(),
         records = entries.len(),
-        cut_bytes = bytes.len() as u64 - end,
-        "sealed a segment that was open when its writer stopped"
+        cut_bytes = (bytes.len() as u64).saturating_sub(end),
+        "scanned a segment that was open when its writer stopped"
     );
+    // Best effort: without a footer the next start scans again.
+    if let Err(error) = seal_remains(nonce, path, &entries, end) {
+        tracing::warn!(segment = %path.display(), %error, "the segment could not be sealed");
+    }
     Ok(entries)
+}
+
+fn seal_remains(nonce: Nonce, path: &Path, entries: &[RecordEntry], end: u64) -> io::Result<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(end)?;
+    file.write_all_at(&segment::footer(nonce, entries, end), end)?;
+    file.sync_data()
 }
 
 /// Gives each record to its shard.

@@ -3,26 +3,64 @@
 //!
 //! ```text
 //! segment   = header (16) · record … · [ footer ]
-//! header    = "RFSEG001" · reserved (8)
+//! header    = "RFSEG002" · nonce (8)
 //! record    = magic (4) · kind (1) · function (1) · 0 (2) · hash (32) · length (8)
 //!             · crc of the payload (4) · crc of the 52 bytes before (4) · payload · padding to 8
 //! footer    = entry … · trailer (24)             written when the segment is sealed
 //! entry     = kind (1) · function (1) · 0 (2) · payload's offset (4) · length (8) · hash (32)
 //! trailer   = entries' offset (8) · number (4) · crc of entries and these 12 (4) · "RFSEAL01"
 //! ```
-//! All numbers are little-endian. For a result the hash is the action's key.
+//! All numbers are little-endian. For a result the hash is the action's key. The checksums of
+//! records' headers and of the footer begin with the nonce, which nobody outside knows: a payload,
+//! which a client chose, can hold nothing that looks like a record or a footer of its segment.
 
 use super::index::Place;
 use crate::digest::{DigestFunction, HASH_BYTES};
 use bytes::Bytes;
 
 /// Bytes before the first record.
-pub(super) const HEADER: &[u8; 16] = b"RFSEG001\0\0\0\0\0\0\0\0";
+pub(super) const HEADER_BYTES: usize = 16;
+const START: &[u8; 8] = b"RFSEG002";
 const MAGIC: u32 = 0x3152_4652;
 pub(super) const RECORD_HEADER_BYTES: usize = 56;
 const ENTRY_BYTES: usize = 48;
 pub(super) const TRAILER_BYTES: usize = 24;
 const SEAL: &[u8; 8] = b"RFSEAL01";
+
+/// What makes a segment's checksums its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Nonce([u8; 8]);
+
+impl Nonce {
+    /// One that nobody can guess.
+    pub(super) fn new() -> Self {
+        let random = uuid::Uuid::new_v4();
+        let mut nonce = [0; 8];
+        // Bytes 6 and 8 of a version 4 UUID are not all random.
+        nonce[..6].copy_from_slice(&random.as_bytes()[..6]);
+        nonce[6..].copy_from_slice(&random.as_bytes()[14..]);
+        Self(nonce)
+    }
+
+    /// That of the segment which begins with these bytes.
+    pub(super) fn read(header: &[u8]) -> Option<Self> {
+        let header: &[u8; HEADER_BYTES] = header.get(..HEADER_BYTES)?.try_into().ok()?;
+        let (start, nonce) = header.split_at(START.len());
+        (start == START).then(|| Self(nonce.try_into().expect("eight bytes")))
+    }
+
+    /// What a segment begins with.
+    pub(super) fn header(self) -> Vec<u8> {
+        [START.as_slice(), &self.0].concat()
+    }
+
+    fn crc(self, bytes: &[u8]) -> u32 {
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&self.0);
+        crc.update(bytes);
+        crc.finalize()
+    }
+}
 
 /// What a record holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,15 +98,15 @@ impl Record<'_> {
         (RECORD_HEADER_BYTES + self.payload.len()).next_multiple_of(8)
     }
 
-    /// Appends the record to `buffer`, which begins at `start` of the segment.
-    pub(super) fn encode(&self, start: u32, buffer: &mut Vec<u8>) -> RecordEntry {
+    /// Appends the record to `buffer`; its place is within that.
+    pub(super) fn encode(&self, nonce: Nonce, buffer: &mut Vec<u8>) -> RecordEntry {
         let begin = buffer.len();
         buffer.extend_from_slice(&MAGIC.to_le_bytes());
         buffer.extend_from_slice(&[self.kind as u8, self.function as u8, 0, 0]);
         buffer.extend_from_slice(self.hash);
         buffer.extend_from_slice(&(self.payload.len() as u64).to_le_bytes());
         buffer.extend_from_slice(&crc32fast::hash(self.payload).to_le_bytes());
-        let crc = crc32fast::hash(&buffer[begin..]);
+        let crc = nonce.crc(&buffer[begin..]);
         buffer.extend_from_slice(&crc.to_le_bytes());
         buffer.extend_from_slice(self.payload);
         buffer.resize(begin + self.encoded_len(), 0);
@@ -76,7 +114,7 @@ impl Record<'_> {
         RecordEntry {
             kind: self.kind,
             function: self.function,
-            offset: start + within,
+            offset: within,
             length: self.payload.len() as u64,
             hash: *self.hash,
         }
@@ -84,6 +122,13 @@ impl Record<'_> {
 }
 
 impl RecordEntry {
+    /// Whether the record lies between a segment's header and `end`.
+    fn lies_before(&self, end: u64) -> bool {
+        let offset = u64::from(self.offset);
+        let first = (HEADER_BYTES + RECORD_HEADER_BYTES) as u64;
+        offset >= first && offset.checked_add(self.length).is_some_and(|last| last <= end)
+    }
+
     /// Where the payload lies, in this segment.
     pub(super) fn place(&self, segment: u32) -> Place {
         Place { segment, offset: self.offset }
@@ -91,7 +136,7 @@ impl RecordEntry {
 }
 
 /// The footer of a segment whose records end at `end`.
-pub(super) fn footer(entries: &[RecordEntry], end: u64) -> Vec<u8> {
+pub(super) fn footer(nonce: Nonce, entries: &[RecordEntry], end: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(entries.len() * ENTRY_BYTES + TRAILER_BYTES);
     for entry in entries {
         bytes.extend_from_slice(&[entry.kind as u8, entry.function as u8, 0, 0]);
@@ -101,7 +146,7 @@ pub(super) fn footer(entries: &[RecordEntry], end: u64) -> Vec<u8> {
     }
     bytes.extend_from_slice(&end.to_le_bytes());
     bytes.extend_from_slice(&u32::try_from(entries.len()).unwrap_or(u32::MAX).to_le_bytes());
-    let crc = crc32fast::hash(&bytes);
+    let crc = nonce.crc(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
     bytes.extend_from_slice(SEAL);
     bytes
@@ -114,24 +159,31 @@ pub(super) fn footer_start(last: &[u8; TRAILER_BYTES]) -> Option<u64> {
 
 /// The records of a sealed segment, from its bytes since [`footer_start`]; `None` where they are
 /// damaged.
-pub(super) fn read_footer(footer: &[u8]) -> Option<Vec<RecordEntry>> {
+pub(super) fn read_footer(nonce: Nonce, footer: &[u8]) -> Option<Vec<RecordEntry>> {
     let trailer_at = footer.len().checked_sub(TRAILER_BYTES)?;
     let trailer = &footer[trailer_at..];
     let count = usize::try_from(u32_at(trailer, 8)).ok()?;
     let covered = &footer[..trailer_at + 12];
     if &trailer[16..] != SEAL
         || trailer_at != count.checked_mul(ENTRY_BYTES)?
-        || crc32fast::hash(covered) != u32_at(trailer, 12)
+        || nonce.crc(covered) != u32_at(trailer, 12)
     {
         return None;
     }
-    covered[..trailer_at].chunks_exact(ENTRY_BYTES).map(read_entry).collect()
+    let end = u64_at(trailer, 0);
+    let entries = covered[..trailer_at].chunks_exact(ENTRY_BYTES).map(read_entry);
+    entries.map(|entry| entry.filter(|entry| entry.lies_before(end))).collect()
 }
 
 /// The payload of a record as read back with its header, if it is the one that was written.
 pub(super) fn checked_payload(record: &Bytes, hash: &[u8; HASH_BYTES]) -> Option<Bytes> {
-    let entry = read_record(record, 0)?;
-    (entry.hash == *hash).then(|| record.slice(RECORD_HEADER_BYTES..))
+    let header = record.get(..RECORD_HEADER_BYTES)?;
+    let payload = record.slice(RECORD_HEADER_BYTES..);
+    let good = u32_at(header, 0) == MAGIC
+        && header[8..40] == *hash
+        && u64_at(header, 40) == payload.len() as u64
+        && u32_at(header, 48) == crc32fast::hash(&payload);
+    good.then_some(payload)
 }
 
 fn read_entry(bytes: &[u8]) -> Option<RecordEntry> {
@@ -144,26 +196,28 @@ fn read_entry(bytes: &[u8]) -> Option<RecordEntry> {
     })
 }
 
-/// The records of a segment that was not sealed, each with its payload checked, and where the
-/// last good one ends. What follows a damaged record is not looked at: it was never acknowledged
-/// before the damaged one was.
-pub(super) fn scan(segment: &[u8]) -> (Vec<RecordEntry>, u64) {
+/// The records of a segment that has no good footer, each with its payload checked, and where the
+/// last good one ends. Damage in the middle costs what it hit and nothing behind it.
+pub(super) fn scan(nonce: Nonce, segment: &[u8]) -> (Vec<RecordEntry>, u64) {
     let mut entries = Vec::new();
-    let mut at = HEADER.len();
-    if segment.get(..at) != Some(HEADER.as_slice()) {
-        return (entries, 0);
+    let (mut at, mut end) = (HEADER_BYTES, HEADER_BYTES);
+    while at + RECORD_HEADER_BYTES <= segment.len() {
+        match read_record(nonce, segment, at) {
+            Some(entry) => {
+                let length = usize::try_from(entry.length).unwrap_or(usize::MAX);
+                at += (RECORD_HEADER_BYTES + length).next_multiple_of(8);
+                end = at.min(segment.len());
+                entries.push(entry);
+            }
+            None => at += 8,
+        }
     }
-    while let Some(entry) = read_record(segment, at) {
-        let length = usize::try_from(entry.length).unwrap_or(usize::MAX);
-        at += (RECORD_HEADER_BYTES + length).next_multiple_of(8);
-        entries.push(entry);
-    }
-    (entries, at as u64)
+    (entries, end as u64)
 }
 
-fn read_record(segment: &[u8], at: usize) -> Option<RecordEntry> {
+fn read_record(nonce: Nonce, segment: &[u8], at: usize) -> Option<RecordEntry> {
     let header = segment.get(at..at + RECORD_HEADER_BYTES)?;
-    if u32_at(header, 0) != MAGIC || crc32fast::hash(&header[..52]) != u32_at(header, 52) {
+    if u32_at(header, 0) != MAGIC || nonce.crc(&header[..52]) != u32_at(header, 52) {
         return None;
     }
     let length = u64_at(header, 40);
@@ -207,14 +261,16 @@ mod tests {
     use super::*;
     use crate::digest::Digest;
 
+    const NONCE: Nonce = Nonce([7; 8]);
+
     fn segment_of(payloads: &[&[u8]]) -> (Vec<u8>, Vec<RecordEntry>) {
-        let mut bytes = HEADER.to_vec();
+        let mut bytes = NONCE.header();
         let entries = payloads
             .iter()
             .map(|payload| {
                 let digest = Digest::of(payload);
                 let (kind, function, hash) = (Kind::Blob, digest.function(), digest.hash());
-                Record { kind, function, hash, payload }.encode(0, &mut bytes)
+                Record { kind, function, hash, payload }.encode(NONCE, &mut bytes)
             })
             .collect();
         (bytes, entries)
@@ -223,39 +279,68 @@ mod tests {
     #[test]
     fn what_was_appended_is_scanned() {
         let (bytes, entries) = segment_of(&[b"one", b"", b"three three"]);
-        assert_eq!(scan(&bytes), (entries.clone(), bytes.len() as u64));
+        assert_eq!(Nonce::read(&bytes), Some(NONCE));
+        assert_eq!(scan(NONCE, &bytes), (entries.clone(), bytes.len() as u64));
         let third = &entries[2];
         let at = third.offset as usize;
         assert_eq!(&bytes[at..at + 11], b"three three");
+        let record = Bytes::from(bytes).slice(at - RECORD_HEADER_BYTES..at + 11);
+        assert_eq!(checked_payload(&record, &third.hash).unwrap(), "three three");
+        assert_eq!(checked_payload(&record, &entries[0].hash), None);
     }
 
     #[test]
     fn a_footer_round_trips_and_a_damaged_one_is_refused() {
         let (mut bytes, entries) = segment_of(&[b"one", b"two"]);
         let end = bytes.len();
-        bytes.extend(footer(&entries, end as u64));
+        bytes.extend(footer(NONCE, &entries, end as u64));
         let last = bytes[bytes.len() - TRAILER_BYTES..].try_into().unwrap();
         assert_eq!(footer_start(&last), Some(end as u64));
-        assert_eq!(read_footer(&bytes[end..]), Some(entries));
+        assert_eq!(read_footer(NONCE, &bytes[end..]), Some(entries));
         for at in end..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
-            assert_eq!(read_footer(&damaged[end..]), None, "byte {at}");
+            assert_eq!(read_footer(NONCE, &damaged[end..]), None, "byte {at}");
         }
     }
 
     #[test]
-    fn a_scan_stops_at_the_first_damage_wherever_it_is() {
-        let (bytes, entries) = segment_of(&[b"first", b"second"]);
+    fn a_client_that_does_not_know_the_nonce_can_forge_neither_footer_nor_record() {
+        let guessed = Nonce([8; 8]);
+        let forged_footer = footer(guessed, &[], 16);
+        let mut forged_record = Vec::new();
+        let hash = [1; HASH_BYTES];
+        let (kind, function) = (Kind::Action, DigestFunction::Sha256);
+        let record = Record { kind, function, hash: &hash, payload: b"x" };
+        record.encode(guessed, &mut forged_record);
+        let (bytes, entries) = segment_of(&[&forged_record, &forged_footer]);
+        assert_eq!(scan(NONCE, &bytes), (entries, bytes.len() as u64));
+        assert_eq!(read_footer(NONCE, &forged_footer), None);
+    }
+
+    #[test]
+    fn an_entry_outside_its_segment_is_refused() {
+        let (bytes, entries) = segment_of(&[b"one"]);
+        let end = bytes.len() as u64;
+        for (offset, length) in [(0, 3), (16, 3), (u32::MAX, 3), (72, 1 << 60), (72, u64::MAX)] {
+            let entry = RecordEntry { offset, length, ..entries[0] };
+            let bytes = footer(NONCE, &[entry], end);
+            assert_eq!(read_footer(NONCE, &bytes), None, "{offset} {length}");
+        }
+    }
+
+    #[test]
+    fn damage_costs_the_record_it_hits_and_no_other() {
+        let (bytes, entries) = segment_of(&[b"first", b"second", b"third"]);
         let second = entries[1].offset as usize - RECORD_HEADER_BYTES;
         for at in second..second + RECORD_HEADER_BYTES + 6 {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x40;
-            assert_eq!(scan(&damaged).0, entries[..1], "byte {at}");
+            assert_eq!(scan(NONCE, &damaged).0, [entries[0], entries[2]], "byte {at}");
         }
-        let end_of_second = second + RECORD_HEADER_BYTES + b"second".len();
-        for cut in 0..end_of_second {
-            assert!(scan(&bytes[..cut]).0.len() < 2);
+        let end_of_third = entries[2].offset as usize + 5;
+        for cut in 0..end_of_third {
+            assert!(scan(NONCE, &bytes[..cut]).0.len() < 3);
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::blob::{
     contract::{self, blob_of, bytes_of},
     stack,
 };
+use bytes::Bytes;
 use glommio::{LocalExecutorBuilder, Placement};
 use std::{
     fs::{self, OpenOptions},
@@ -218,4 +219,114 @@ fn two_processes_cannot_have_one_store() {
     layout.take().unwrap();
     fs::write(directory.path().join("FORMAT"), "another\n").unwrap();
     assert_eq!(layout.take().unwrap_err().kind(), std::io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn a_blob_that_looks_like_the_end_of_a_segment_ends_none() {
+    let directory = tempfile::tempdir().unwrap();
+    with_shards(config(directory.path()), 1, false, async |shards| {
+        fill(&shards).await;
+        let path = shards[0].config.layout.segments();
+        let segment = fs::read_dir(path).unwrap().next().unwrap().unwrap();
+        // Its trailer says: no records, beginning where this payload will lie.
+        let start = segment.metadata().unwrap().len() + RECORD_HEADER_BYTES as u64;
+        let mut forged = start.to_le_bytes().to_vec();
+        forged.extend_from_slice(&[0; 4]);
+        forged.extend_from_slice(&crc32fast::hash(&forged).to_le_bytes());
+        forged.extend_from_slice(b"RFSEAL01");
+        let forged = Bytes::from(forged);
+        shards[0].put(Digest::of(&forged), Source::Bytes(forged)).await.unwrap();
+    });
+    with_shards(config(directory.path()), 1, true, async |shards| assert_filled(&shards).await);
+}
+
+#[test]
+fn a_blob_that_was_found_damaged_stays_absent_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    with_shards(config(directory.path()), 1, true, async |shards| fill(&shards).await);
+    let blob = blob_of(300_000);
+    let digest = Digest::of(&blob);
+    flip_a_byte_of(&blob, directory.path());
+    with_shards(config(directory.path()), 1, true, async move |shards| {
+        shards[0].verify_file(&digest, Home::Plain).await.unwrap_err();
+    });
+    with_shards(config(directory.path()), 1, true, async move |shards| {
+        assert_eq!(shards[0].find_missing(vec![digest]).await.unwrap(), [digest]);
+    });
+}
+
+#[test]
+fn a_good_home_does_not_vouch_for_a_damaged_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let blob = blob_of(300_000);
+    let digest = Digest::of(&blob);
+    with_shards(config(directory.path()), 1, true, async move |shards| {
+        fill(&shards).await;
+        shards[0].link(vec![(digest, true)]).await.unwrap();
+    });
+    // The first that is found is the plain file or its twin: one of the two is left good.
+    flip_a_byte_of(&blob, directory.path());
+    with_shards(config(directory.path()), 1, true, async move |shards| {
+        for executable in [true, false] {
+            let links = shards[0].link(vec![(digest, executable)]).await.unwrap();
+            assert_eq!(fs::read(&links[0].path).unwrap(), blob, "{executable}");
+        }
+        let Body::Extent(extent) = shards[0].get(digest).await.unwrap() else { panic!() };
+        assert!(extent.verified);
+        assert_eq!(bytes_of(Body::Extent(extent)), blob);
+    });
+}
+
+#[test]
+fn a_late_report_of_damage_takes_no_good_blob_away() {
+    let directory = tempfile::tempdir().unwrap();
+    with_shards(config(directory.path()), 1, true, async |shards| {
+        fill(&shards).await;
+        let digest = Digest::of(&blob_of(300_000));
+        shards[0].checked(digest, Home::Plain, false).await;
+        assert_eq!(shards[0].find_missing(vec![digest]).await.unwrap(), []);
+        shards[0].get(digest).await.unwrap();
+    });
+}
+
+#[test]
+fn a_blob_that_is_put_again_after_a_restart_is_kept_once_more_at_most() {
+    let directory = tempfile::tempdir().unwrap();
+    with_shards(config(directory.path()), 1, true, async |shards| fill(&shards).await);
+    with_shards(config(directory.path()), 1, true, async |shards| {
+        let blob = blob_of(60_000);
+        let before = shards[0].space_used();
+        for _ in 0..20 {
+            shards[0].put(Digest::of(&blob), Source::Bytes(blob.clone())).await.unwrap();
+        }
+        assert!(shards[0].space_used() - before < 2 * 60_000);
+    });
+}
+
+#[test]
+fn a_result_is_called_complete_only_while_it_is_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    with_shards(config(directory.path()), 1, true, async |shards| {
+        let key = [0x11; HASH_BYTES];
+        shards[0].put_action(&key, b"first").await.unwrap();
+        let first = shards[0].get_action(&key).await.unwrap().unwrap();
+        shards[0].put_action(&key, b"second").await.unwrap();
+        shards[0].complete_action(&key, first.record, 7);
+        let second = shards[0].get_action(&key).await.unwrap().unwrap();
+        assert_eq!(second.complete_at, 0);
+        shards[0].complete_action(&key, second.record, 7);
+        assert_eq!(shards[0].get_action(&key).await.unwrap().unwrap().complete_at, 7);
+    });
+}
+
+#[test]
+fn space_is_not_promised_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let bounded = StoreConfig { bytes_max: 1000, ..config(directory.path()) };
+    with_shards(bounded, 1, true, async |shards| {
+        let first = shards[0].reserve(600).unwrap();
+        assert!(matches!(shards[0].reserve(600), Err(BlobError::Full)));
+        drop(first);
+        shards[0].reserve(600).unwrap();
+    });
 }

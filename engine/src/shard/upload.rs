@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 impl Shard {
     /// Keeps a blob that is here whole.
     pub(super) async fn keep_bytes(&self, digest: Digest, bytes: Bytes) -> Result<()> {
-        self.reserve(digest.size())?;
+        let _share = self.reserve(digest.size())?;
         if digest.size() <= self.config.small_blob_bytes_max {
             return self.keep_small(digest, &bytes).await;
         }
@@ -28,7 +28,7 @@ impl Shard {
 
     /// Keeps a blob that comes in pieces.
     pub(super) async fn keep_chunks(&self, digest: Digest, mut chunks: Chunks) -> Result<()> {
-        self.reserve(digest.size())?;
+        let _share = self.reserve(digest.size())?;
         if digest.size() <= self.config.small_blob_bytes_max {
             let mut whole = BytesMut::new();
             while let Some(pieces) = chunks.next().await? {
