@@ -11,7 +11,7 @@ use crate::limits::{IO_BYTES, WRITE_BYTES};
 use bytes::Bytes;
 use glommio::io::{BufferedFile, OpenOptions};
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps},
     io::{Errno, ReadWriteFlags},
 };
 use std::{
@@ -24,6 +24,15 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// The times of every blob's file, 2000-01-01: what an action reads of an input must not depend on
+/// when it was uploaded.
+const FILE_TIMES: Timestamps = {
+    let fixed = Timespec { tv_sec: 946_684_800, tv_nsec: 0 };
+    Timestamps { last_access: fixed, last_modification: fixed }
+};
+/// Names of extended attributes of one file (Linux, XATTR_LIST_MAX).
+const XATTR_NAMES_BYTES_MAX: usize = 64 << 10;
 
 /// The disk as seen by one core.
 pub struct Disk {
@@ -156,12 +165,18 @@ impl Disk {
         .await
     }
 
-    /// Gives an open file of the same file system a name, leaving its mode alone.
+    /// Gives an open file of the same file system a name, leaving its mode alone. Nothing else of
+    /// where it comes from stays with it.
     ///
     /// # Errors
-    /// As linkat(2), renameat(2).
+    /// As linkat(2), renameat(2), fremovexattr(2).
     pub async fn adopt(&self, file: File, path: PathBuf) -> io::Result<()> {
-        blocking(move || link_over(file.as_raw_fd(), &path)).await
+        blocking(move || {
+            forget_origin(&file)?;
+            rustix::fs::futimens(&file, &FILE_TIMES)?;
+            link_over(file.as_raw_fd(), &path)
+        })
+        .await
     }
 
     /// A file to read from; opened inline where all of its path is in the kernel's cache.
@@ -317,6 +332,21 @@ async fn blocking<T: Send + 'static>(
     glommio::executor().spawn_blocking(work).await
 }
 
+/// Removes the extended attributes that an action may have set.
+fn forget_origin(file: &File) -> io::Result<()> {
+    let mut names = vec![0; XATTR_NAMES_BYTES_MAX];
+    let length = match rustix::fs::flistxattr(file, &mut names[..]) {
+        Ok(length) => length,
+        // A file system without them.
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    for name in names[..length].split(|&byte| byte == 0).filter(|name| name.starts_with(b"user.")) {
+        rustix::fs::fremovexattr(file, name)?;
+    }
+    Ok(())
+}
+
 fn open_temporary(directory: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     Ok(File::from(rustix::fs::open(directory, flags, Mode::from_raw_mode(0o600))?))
@@ -325,6 +355,7 @@ fn open_temporary(directory: &Path) -> io::Result<File> {
 fn link_open_file(fd: i32, path: &Path, mode: u32) -> io::Result<()> {
     let open = format!("/proc/self/fd/{fd}");
     rustix::fs::chmod(&open, Mode::from_raw_mode(mode))?;
+    rustix::fs::utimensat(CWD, &open, &FILE_TIMES, AtFlags::empty())?;
     link_over(fd, path)
 }
 

@@ -165,6 +165,7 @@ fn links_have_the_mode_that_was_asked_for_and_inodes_of_their_own() {
             assert_eq!(plain.permissions().mode() & 0o7777, 0o444);
             assert_eq!(executable.permissions().mode() & 0o7777, 0o555);
             assert_ne!(plain.ino(), executable.ino());
+            assert_eq!((plain.mtime(), executable.mtime()), (946_684_800, 946_684_800));
             assert_eq!(fs::read(&links[1].path).unwrap(), blob_of(size));
             let again = shards[0].link(vec![(digest, true)]).await.unwrap();
             assert_eq!(fs::metadata(&again[0].path).unwrap().ino(), executable.ino());

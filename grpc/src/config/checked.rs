@@ -73,7 +73,7 @@ pub(super) fn store(raw: RawStore) -> Checked<StoreSettings> {
         return Err(fault("directory", "the path of a directory"));
     }
     let segment: u64 = size("segment_bytes", raw.segment_bytes, MIB..=GIB)?;
-    let small = size("small_blob_bytes_max", raw.small_blob_bytes_max, 0..=GIB)?;
+    let small = size("small_blob_bytes_max", raw.small_blob_bytes_max, 0..=32 * MIB)?;
     if small > segment / 4 {
         let expected = format!("at most {}, a quarter of store.segment_bytes", Size(segment / 4));
         return Err(fault("small_blob_bytes_max", expected).against("store.segment_bytes"));

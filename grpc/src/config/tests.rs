@@ -39,7 +39,7 @@ fn line(config: &Config, key: &str) -> String {
 fn the_built_in_file_is_a_whole_configuration() {
     let config = Config::load(None, Flags::default(), std::iter::empty()).unwrap();
     assert_eq!(config.server.listen, "127.0.0.1:8980".parse().unwrap());
-    assert_eq!(config.server.batch_bytes_max, (4 << 20) - (64 << 10));
+    assert_eq!(config.server.batch_bytes_max, (4 << 20) - (256 << 10));
     assert_eq!(config.store.directory, PathBuf::from("./data"));
     assert_eq!(config.store.segment_bytes, 64 << 20);
     assert_eq!(config.store.lease, Duration::from_secs(600));
@@ -210,7 +210,7 @@ fn a_bad_value_is_named_with_its_place_and_what_was_expected() {
 fn two_keys_that_contradict_each_other_are_refused() {
     let table = [
         (
-            "server: {message_bytes_max: 4032KiB}",
+            "server: {message_bytes_max: 3840KiB}",
             "node.yaml:1: `server.batch_bytes_max`: expected less",
         ),
         (
