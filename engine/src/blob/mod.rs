@@ -7,14 +7,15 @@ pub mod action_cache;
 #[cfg(test)]
 pub(crate) mod contract;
 mod empty;
+mod home;
 pub mod source;
 mod stack;
 mod verified;
 
-pub use self::{source::Source, stack::stack};
+pub use self::{home::Home, source::Source, stack::stack};
 
 use self::{empty::EmptyBlob, verified::Verified};
-use crate::{digest::Digest, shard::Home};
+use crate::digest::Digest;
 use bytes::Bytes;
 use std::{fs::File, io, path::PathBuf, sync::Arc};
 

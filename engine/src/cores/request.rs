@@ -1,9 +1,8 @@
 //! Everything that can cross from one core to another. This enum is the whole list.
 
 use crate::{
-    blob::{Body, Link, Result, source::Chunk},
+    blob::{Body, Home, Link, Result, source::Chunk},
     digest::Digest,
-    shard::Home,
 };
 use bytes::Bytes;
 use std::{

@@ -2,12 +2,9 @@
 //! proves bad is taken from the index and from the disk. Must never take a blob away on another's
 //! word, nor because a descriptor or the memory ran out.
 
-use super::{
-    Shard,
-    index::{Home, Place},
-};
+use super::{Shard, index::Place};
 use crate::{
-    blob::{BlobError, Result},
+    blob::{BlobError, Home, Result},
     digest::{Digest, Hasher},
     limits::IO_BYTES,
 };

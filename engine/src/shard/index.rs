@@ -1,7 +1,10 @@
 //! Digest → place, size, last use, lease; and action key → place. In memory, one core's own.
 //! Must never touch the disk: whether a blob is here is answered from this alone.
 
-use crate::digest::{Digest, DigestFunction, HASH_BYTES};
+use crate::{
+    blob::Home,
+    digest::{Digest, DigestFunction, HASH_BYTES},
+};
 use hashbrown::HashTable;
 
 /// Where a record lies: a segment, and the position of its payload.
@@ -13,30 +16,6 @@ pub(super) struct Place {
 
 /// A segment number that no segment has.
 const NO_SEGMENT: u32 = u32::MAX;
-
-/// Where a blob may lie; it may lie in several at once, and each is checked by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Home {
-    /// A record of a segment.
-    Segment,
-    /// A file, 0444.
-    Plain,
-    /// Its twin, 0555.
-    Executable,
-}
-
-impl Home {
-    const ALL: [Self; 3] = [Self::Segment, Self::Plain, Self::Executable];
-
-    /// The file's home by its mode.
-    pub(super) const fn file(executable: bool) -> Self {
-        if executable { Self::Executable } else { Self::Plain }
-    }
-
-    const fn bit(self) -> u8 {
-        1 << self as u8
-    }
-}
 
 /// What is known of one blob. Kept small: a node holds tens of millions.
 #[derive(Clone, Copy, Debug)]

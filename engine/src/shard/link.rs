@@ -3,11 +3,11 @@
 
 use super::{
     Shard,
-    index::{Entry, Home},
+    index::Entry,
     layout::{MODE_EXECUTABLE, MODE_PLAIN},
 };
 use crate::{
-    blob::{Link, Result},
+    blob::{Home, Link, Result},
     digest::Digest,
     limits::WRITE_BYTES,
 };

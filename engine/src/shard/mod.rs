@@ -15,7 +15,6 @@ mod space;
 mod upload;
 
 pub use self::{
-    index::Home,
     layout::{Layout, StoreLock},
     recovery::{Recovered, recover},
 };
@@ -27,7 +26,7 @@ use self::{
     space::Space,
 };
 use crate::{
-    blob::{BlobError, BlobStore, Body, Extent, Result, Source},
+    blob::{BlobError, BlobStore, Body, Extent, Home, Result, Source},
     cores::{LossCounter, StoredAction},
     digest::{Digest, DigestFunction, HASH_BYTES},
     env::Env,
