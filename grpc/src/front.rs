@@ -2,19 +2,20 @@
 //! compose: no parsing, no decisions.
 
 use crate::{
+    deadline::{self, Deadline, TimedBody},
     services::{
         Node,
         action_cache::ActionCacheService,
-        byte_stream::{self, ByteStreamService, ReplyBody},
+        byte_stream::{self, ByteStreamService, ReplyBody, refusal},
         capabilities::CapabilitiesService,
         cas::CasService,
         execution::ExecutionService,
         operations::OperationsService,
     },
-    transport::{Accepted, Connections, ServeConfig, serve},
+    transport::{Accepted, Connections, ControlTimer, ServeConfig, serve},
 };
 use engine::cores::{CoreContext, Front};
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{self, LocalBoxFuture, select};
 use http::{Request, Response};
 use http_body_util::Either;
 use hyper::{body::Incoming, service::Service};
@@ -27,9 +28,11 @@ use proto::{
         execution_server::ExecutionServer,
     },
 };
-use std::{convert::Infallible, future::poll_fn, net::TcpStream, sync::Arc};
+use std::{
+    convert::Infallible, future::poll_fn, net::TcpStream, pin::pin, sync::Arc, time::Duration,
+};
 use tokio::sync::watch;
-use tonic::{body::Body, service::Routes};
+use tonic::{Status, body::Body, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 /// What is served, by its full name: for reflection and health.
@@ -65,11 +68,12 @@ pub(crate) fn front<H: Health>(
         let id = core.id;
         let queue = accepted[usize::from(id)].clone();
         let accepted = Accepted { core: id, queue, connections: connections.clone() };
+        let timer = ControlTimer::new(node.control.clone());
         let service = CoreService {
             routes: TowerToHyperService::new(routes.clone()),
             byte_stream: ByteStreamService { node: node.clone(), core },
         };
-        Box::pin(serve(accepted, config, draining.clone(), service))
+        Box::pin(serve(accepted, config, draining.clone(), timer, service))
     }))
 }
 
@@ -112,22 +116,58 @@ struct CoreService {
 }
 
 impl Service<Request<Incoming>> for CoreService {
-    type Response = Response<Either<ReplyBody, Body>>;
+    type Response = Response<TimedBody<Either<ReplyBody, Body>>>;
     type Error = Infallible;
     type Future = LocalBoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let deadline = match deadline::asked(request.headers()) {
+            Ok(asked) => asked.map(|wait| self.deadline(wait)),
+            Err(status) => return Box::pin(async move { Ok(refused(&status)) }),
+        };
         if request.uri().path().starts_with(byte_stream::PATH) {
             let reply = self.byte_stream.clone().call(request);
-            return Box::pin(async { Ok(reply.await.map(Either::Left)) });
+            return timed(async { Ok(reply.await.map(Either::Left)) }, deadline);
         }
         let reply = self.routes.call(request);
         let control = self.byte_stream.node.control.clone();
         let mut reply = Box::pin(async { Ok(reply.await?.map(Either::Right)) });
         // Reflection spawns, and expects a tokio runtime around it: the control core's.
-        Box::pin(poll_fn(move |cx| {
+        let reply = poll_fn(move |cx| {
             let _control = control.enter();
             reply.as_mut().poll(cx)
-        }))
+        });
+        timed(reply, deadline)
     }
+}
+
+impl CoreService {
+    fn deadline(&self, wait: Duration) -> Deadline {
+        let clock = self.byte_stream.core.env.clock;
+        Box::pin(async move { clock.sleep(wait).await })
+    }
+}
+
+type CoreReply = Response<TimedBody<Either<ReplyBody, Body>>>;
+
+fn refused(status: &Status) -> CoreReply {
+    refusal(status).map(|body| TimedBody::new(Either::Left(body), None))
+}
+
+/// A reply, or the end of the caller's patience with it: before its headers, or within its body.
+fn timed(
+    reply: impl Future<Output = Result<Response<Either<ReplyBody, Body>>, Infallible>> + 'static,
+    deadline: Option<Deadline>,
+) -> LocalBoxFuture<'static, Result<CoreReply, Infallible>> {
+    Box::pin(async move {
+        let Some(deadline) = deadline else {
+            return Ok(reply.await?.map(|body| TimedBody::new(body, None)));
+        };
+        match select(pin!(reply), deadline).await {
+            future::Either::Left((reply, deadline)) => {
+                Ok(reply?.map(|body| TimedBody::new(body, Some(deadline))))
+            }
+            future::Either::Right(_) => Ok(refused(&deadline::exceeded())),
+        }
+    })
 }

@@ -2,6 +2,7 @@
 
 mod cli;
 mod config;
+mod deadline;
 mod front;
 mod node;
 mod resource_name;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|first| first == sandbox::SPAWNER_ARGUMENT) {
         sandbox::spawner_main();
     }
+    set_umask();
     end_by_any_panic();
     match run(Cli::parse()) {
         Ok(code) => code,
@@ -31,6 +33,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Inputs, execution roots and blobs are read by other users, whatever the shell that started the
+/// node wishes for its own files. Once, before any thread exists: it belongs to the process.
+fn set_umask() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 }
 
 /// A thread that panics takes the node with it: a core that is gone would leave its digests without

@@ -18,9 +18,25 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// asks again is told the rest.
 const VIOLATIONS_MAX: usize = 10_000;
 
+/// Characters of one message: a client's own text comes back in it, through headers that others
+/// bound.
+const MESSAGE_CHARS_MAX: usize = 200;
+
+/// What a message says of a longer text.
+pub(crate) fn short(text: impl Into<String>) -> String {
+    let mut text = text.into();
+    if let Some((end, _)) = text.char_indices().nth(MESSAGE_CHARS_MAX - 1)
+        && text[end..].chars().nth(1).is_some()
+    {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 /// What a store says, to a client.
 pub(crate) fn blob_status(error: &BlobError) -> Status {
-    let message = error.to_string();
+    let message = short(error.to_string());
     match error {
         BlobError::NotFound(_) => Status::not_found(message),
         BlobError::Mismatch(_) | BlobError::TooLarge { .. } => Status::invalid_argument(message),
@@ -34,7 +50,7 @@ pub(crate) fn blob_status(error: &BlobError) -> Status {
 
 /// Why an action has no result, to a client.
 pub(crate) fn exec_status(error: &ExecError) -> Status {
-    let message = error.to_string();
+    let message = short(error.to_string());
     match error {
         ExecError::Invalid(_) => Status::invalid_argument(message),
         ExecError::TooLarge(_) => Status::resource_exhausted(message),
@@ -64,9 +80,10 @@ fn missing(message: String, digests: &[Digest]) -> Status {
 
 /// What is wrong with a resource name, to a client.
 pub(crate) fn name_status(error: &BadName) -> Status {
+    let message = short(error.to_string());
     match error {
-        BadName::Form(..) | BadName::Digest(_) => Status::invalid_argument(error.to_string()),
-        BadName::Unsupported(..) => Status::unimplemented(error.to_string()),
+        BadName::Form(..) | BadName::Digest(_) => Status::invalid_argument(message),
+        BadName::Unsupported(..) => Status::unimplemented(message),
     }
 }
 
@@ -96,6 +113,7 @@ pub(crate) fn retry(code: Code, message: String) -> Status {
 
 /// A status with details for programs.
 pub(crate) fn with_details(code: Code, message: String, details: Vec<prost_types::Any>) -> Status {
+    let message = short(message);
     let wire = rpc::Status { code: code as i32, message: message.clone(), details };
     Status::with_details(code, message, wire.encode_to_vec().into())
 }
@@ -120,6 +138,27 @@ mod tests {
             (disk, Code::Unavailable),
         ] {
             assert_eq!(blob_status(&error).code(), code, "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_client_said_does_not_come_back_at_any_length() {
+        for (said, chars) in [("", 0), ("ü", 1), (&"ü".repeat(200), 200), (&"ü".repeat(201), 200)]
+        {
+            let said = short(said);
+            assert_eq!(said.chars().count(), chars, "{said}");
+        }
+        let long = "ü".repeat(100_000);
+        let name = BadName::Form(long.clone(), "no");
+        let statuses = [
+            exec_status(&ExecError::Invalid(long.clone())),
+            exec_status(&ExecError::NoOperation(long.clone())),
+            retry(Code::Unavailable, long.clone()),
+            name_status(&name),
+        ];
+        for status in statuses {
+            assert!(status.message().chars().count() <= MESSAGE_CHARS_MAX, "{status:?}");
+            assert!(to_wire(&status).message.chars().count() <= MESSAGE_CHARS_MAX);
         }
     }
 

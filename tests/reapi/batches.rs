@@ -124,7 +124,7 @@ async fn a_batch_of_the_limit_is_taken_and_one_byte_more_is_not() {
 #[tokio::test]
 async fn a_full_batch_fits_a_message_of_4_mib() {
     let node = shared().await;
-    let blobs: Vec<Bytes> = (0..252).map(|n| noise(&format!("full {n}"), 16 << 10)).collect();
+    let blobs: Vec<Bytes> = (0..240).map(|n| noise(&format!("full {n}"), 16 << 10)).collect();
     let digests = node.put(blobs.iter().cloned()).await;
     let request = BatchReadBlobsRequest { digests, ..Default::default() };
     // What a client takes by default.

@@ -152,13 +152,23 @@ async fn the_working_directory_is_the_commands() {
 }
 
 #[tokio::test]
+async fn a_working_directory_of_one_dot_is_the_root() {
+    if !can_execute() {
+        return;
+    }
+    let node = shared().await;
+    let job = Job::new(&["/bin/cat", "top"]).with(Folder::new().file("top", "here"));
+    assert_eq!(node.printed(&job.working_directory(".")).await, "here");
+}
+
+#[tokio::test]
 async fn working_directories_that_lead_elsewhere_are_refused() {
     if !can_execute() {
         return;
     }
     let node = shared().await;
     let inputs = Folder::new().symlink("up", "..").symlink("etc", "/etc");
-    for directory in ["/", "/etc", "..", "../..", "a/..", ".", "a//b", "a/", "a\0b", "up", "etc"] {
+    for directory in ["/", "/etc", "..", "../..", "a/..", "./", "a//b", "a/", "a\0b", "up", "etc"] {
         let job = Job::shell("pwd").with(inputs.clone()).working_directory(directory);
         let status = node.failure(&job).await;
         let code = Code::from_i32(status.code);

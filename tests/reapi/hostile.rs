@@ -210,6 +210,22 @@ async fn headers_above_the_bound_are_refused() {
 }
 
 #[tokio::test]
+async fn a_call_whose_deadline_has_passed_is_ended() {
+    let node = shared().await;
+    let port = node.running.node.port();
+    for method in [WRITE, READ, &format!("{CAS}/FindMissingBlobs")] {
+        // A call that says nothing waits for ever, but for its deadline.
+        let mut wire = Wire::http2(port);
+        wire.call(1, method, &[("grpc-timeout", "100m")]);
+        assert!(wire.ends_a_stream(), "{method}");
+    }
+    let mut wire = Wire::http2(port);
+    wire.call(1, WRITE, &[("grpc-timeout", "soon")]);
+    assert!(wire.ends_a_stream(), "what is no timeout is refused");
+    assert_serves(&node).await;
+}
+
+#[tokio::test]
 async fn silent_connections_keep_nobody_out() {
     let node = shared().await;
     let port = node.running.node.port();

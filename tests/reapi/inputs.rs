@@ -65,8 +65,8 @@ async fn a_tree_arrives_as_it_was_described() {
     let printed = node.printed(&Job::shell(script).with(inputs)).await;
     let expected = format!(
         "a b regular file 444 5\nempty regular empty file 444 0\nlarge regular file 444 500000\n\
-         ü regular file 444 4\nx regular file 555 10\nd directory 755 SIZE\nd/d directory 755 SIZE\n\
-         d/d/leaf regular file 444 4\nd/d/empty directory 755 SIZE\n\
+         ü regular file 444 4\nx regular file 555 10\nd directory 755 SIZE\n\
+         d/d directory 755 SIZE\nd/d/leaf regular file 444 4\nd/d/empty directory 755 SIZE\n\
          /usr/bin\nno/such\nd/d/leaf\nleafspace{}  large\n13\n",
         digest(&large).hash
     );

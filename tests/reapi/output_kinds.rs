@@ -29,7 +29,6 @@ async fn paths_that_are_not_plain_are_refused_before_anything_runs() {
         "../x",
         "a/../../x",
         "a/..",
-        ".",
         "./a",
         "a/./b",
         "a//b",
@@ -48,8 +47,10 @@ async fn paths_that_are_not_plain_are_refused_before_anything_runs() {
             assert_code(&node, &job, &[Code::InvalidArgument], path).await;
         }
     }
-    let job = Job::new(&["true"]).old_outputs(&[""], &[]);
-    assert_code(&node, &job, &[Code::InvalidArgument], "a file without a name").await;
+    for path in ["", "."] {
+        let job = Job::new(&["true"]).old_outputs(&[path], &[]);
+        assert_code(&node, &job, &[Code::InvalidArgument], "a file without a name").await;
+    }
 }
 
 #[tokio::test]
@@ -65,7 +66,8 @@ async fn what_is_neither_file_nor_directory_nor_symlink_is_no_output() {
         (
             "a socket",
             format!(
-                "python3 -c '{bind}(\"o\")' || perl -MIO::Socket::UNIX -e 'IO::Socket::UNIX->new(Local=>\"o\",Listen=>1)'"
+                "python3 -c '{bind}(\"o\")' || perl -MIO::Socket::UNIX \
+                 -e 'IO::Socket::UNIX->new(Local=>\"o\",Listen=>1)'"
             ),
         ),
     ];

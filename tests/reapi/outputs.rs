@@ -133,13 +133,16 @@ async fn the_whole_working_directory_may_be_an_output() {
     }
     let node = shared().await;
     let inputs = Folder::new().folder("w", Folder::new().file("in", "in")).file("out-of-it", "x");
-    for job in [
-        Job::shell("echo > made").outputs(&[""]),
-        Job::shell("echo > made").old_outputs(&[], &[""]),
+    // Some clients write "." for it.
+    for (path, job) in [
+        ("", Job::shell("echo > made").outputs(&[""])),
+        ("", Job::shell("echo > made").old_outputs(&[], &[""])),
+        (".", Job::shell("echo > made").outputs(&["."])),
+        (".", Job::shell("echo > made").old_outputs(&[], &["."])),
     ] {
         let result = node.result(&job.with(inputs.clone()).working_directory("w")).await;
         let [output] = &result.output_directories[..] else { panic!("{result:?}") };
-        assert_eq!(output.path, "");
+        assert_eq!(output.path, path);
         let root = tree(&node, output.tree_digest.as_ref()).await.root.unwrap();
         let names: Vec<&str> = root.files.iter().map(|node| &*node.name).collect();
         assert_eq!(names, ["in", "made"]);

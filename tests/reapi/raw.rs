@@ -138,22 +138,32 @@ impl Wire {
 
     /// Reads frames until a stream or the connection ends; all that came, for a look at it.
     pub(crate) fn answer(&mut self) -> Vec<u8> {
+        self.frames().0
+    }
+
+    /// Whether a reply comes to its end, headers and all, before patience does.
+    pub(crate) fn ends_a_stream(&mut self) -> bool {
+        self.frames().1
+    }
+
+    /// What came, and whether its last frame ended a stream.
+    fn frames(&mut self) -> (Vec<u8>, bool) {
         let mut all = Vec::new();
         loop {
             let mut head = [0; 9];
             if self.stream.read_exact(&mut head).is_err() {
-                return all;
+                return (all, false);
             }
             let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
             let mut payload = vec![0; length as usize];
             if self.stream.read_exact(&mut payload).is_err() {
-                return all;
+                return (all, false);
             }
             all.extend_from_slice(&payload);
             let ends = head[3] <= HEADERS && head[4] & END_STREAM != 0;
             let reset = head[3] == 3 || head[3] == GOAWAY;
             if ends || reset {
-                return all;
+                return (all, ends);
             }
         }
     }

@@ -2,7 +2,10 @@
 
 use crate::shared::{assert_refused, shared};
 use prost::Message;
-use proto::reapi::{Digest, Directory, GetTreeRequest};
+use proto::{
+    bytestream::WriteRequest,
+    reapi::{Digest, Directory, GetTreeRequest},
+};
 use ringforge_tests::{
     action::Folder,
     client::{Client, digest},
@@ -148,6 +151,42 @@ async fn a_child_with_a_malformed_digest_is_refused() {
             Some(Digest { hash: hash.to_owned(), size_bytes: 3 });
         node.put([root.encoded()]).await;
         assert_refused(tree(&node, root.digest()).await, Code::InvalidArgument, hash);
+    }
+}
+
+#[tokio::test]
+async fn a_tree_that_says_it_is_endless_is_refused() {
+    let node = shared().await;
+    let mut root = ["a", "b", "c"]
+        .iter()
+        .fold(Folder::new(), |root, name| root.folder(name, leaf(&format!("endless {name}"))));
+    for child in &mut root.directory.directories {
+        // Together they are more than 64 bits hold, with what was read before.
+        child.digest.as_mut().unwrap().size_bytes = i64::MAX;
+    }
+    node.put([root.encoded()]).await;
+    assert_refused(tree(&node, root.digest()).await, Code::InvalidArgument, "its size");
+}
+
+#[tokio::test]
+async fn a_directory_that_would_become_a_flood_is_refused() {
+    let node = shared().await;
+    // Two bytes for each file of no name; and one directory that is larger than any is read.
+    let nodes = b"\x0a\x00".repeat(1_100_000);
+    let long = b"\x0a\x04\x0a\x02ab".repeat(1_500_000);
+    for bytes in [nodes, long] {
+        let root = digest(&bytes);
+        let resource_name = format!("uploads/u/blobs/{}/{}", root.hash, root.size_bytes);
+        let messages = bytes.chunks(1 << 20).enumerate().map(|(n, data)| WriteRequest {
+            resource_name: resource_name.clone(),
+            write_offset: i64::try_from(n << 20).unwrap(),
+            finish_write: (n << 20) + data.len() == bytes.len(),
+            data: data.to_vec().into(),
+        });
+        node.write(messages.collect()).await.unwrap();
+        let refused = tree(&node, root).await.unwrap_err();
+        let clear = matches!(refused.code(), Code::InvalidArgument | Code::ResourceExhausted);
+        assert!(clear, "{refused:?}");
     }
 }
 

@@ -46,6 +46,16 @@ async fn an_idle_node_ends_well_by_either_signal() {
     }
 }
 
+#[test]
+fn a_cache_that_nobody_asked_anything_ends_well() {
+    let parent = tempfile::tempdir().unwrap();
+    let settings = [("EXECUTION__ENABLED", "false")];
+    let mut node = Node::start_with(&parent.path().join("store"), &settings);
+    node.signal("TERM");
+    let status = node.wait();
+    assert_eq!(status.code(), Some(0), "{status}\n{}", node.log());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_connection_on_which_nothing_is_asked_is_nothing_given_up() {
     for said in [&b""[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"] {

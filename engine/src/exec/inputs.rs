@@ -4,14 +4,14 @@
 
 use super::{
     ExecError, ExecLimits,
+    message::{check_message_size, decode_message},
     prepare::{Prepared, check_name, named},
     tree::{Account, Owner, make_directory},
 };
 use crate::{blob::Link, cores::Cores, digest::Digest};
 use bytes::Bytes;
 use futures_lite::future::block_on;
-use prost::Message;
-use proto::reapi::Directory;
+use proto::reapi::{Directory, DirectoryNode};
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{AtFlags, CWD, Mode, OFlags},
@@ -28,6 +28,8 @@ use std::{
 const READ_BATCH_MAX: usize = 1000;
 /// Files linked in one request to the store.
 const LINK_BATCH_MAX: usize = 1000;
+/// Files asked for in one request to the store: others wait for its end.
+const FIND_BATCH_MAX: usize = 10_000;
 /// Levels of an input tree.
 const DEPTH_MAX: usize = 256;
 
@@ -50,9 +52,12 @@ impl InputTree {
     ) -> Result<Self, ExecError> {
         let mut tree = Self { root: prepared.input_root, directories: HashMap::new() };
         let mut missing = tree.read_directories(cores, limits)?;
-        tree.measure(limits, &missing)?;
+        tree.measure(limits)?;
         let files: BTreeSet<Digest> = tree.files().map(|(digest, _)| digest).collect();
-        missing.extend(block_on(cores.find_missing(files.into_iter().collect()))?);
+        let files: Vec<Digest> = files.into_iter().collect();
+        for batch in files.chunks(FIND_BATCH_MAX) {
+            missing.extend(block_on(cores.find_missing(batch.to_vec()))?);
+        }
         if missing.is_empty() { Ok(tree) } else { Err(ExecError::Missing(missing)) }
     }
 
@@ -65,6 +70,8 @@ impl InputTree {
         let mut seen = BTreeSet::from([self.root]);
         let mut level = vec![self.root];
         let (mut missing, mut bytes) = (Vec::new(), 0_u64);
+        // On disk there is an entry for each, so that the tree has no room for more.
+        let mut room = limits.input_files_max;
         while !level.is_empty() {
             let mut next = Vec::new();
             for batch in level.chunks(READ_BATCH_MAX) {
@@ -72,11 +79,12 @@ impl InputTree {
                 if bytes > limits.tree_bytes_max || seen.len() > limits.tree_directories_max {
                     return Err(ExecError::Invalid("the input tree is too large".to_owned()));
                 }
+                batch.iter().try_for_each(check_message_size)?;
                 let read = block_on(cores.get_many(batch.to_vec()))?;
                 for (&digest, encoded) in batch.iter().zip(read) {
                     match encoded {
                         Ok(encoded) => {
-                            let directory = decode(digest, encoded)?;
+                            let directory = decode(digest, encoded, &mut room)?;
                             for child in children(&directory) {
                                 let (_, child) = child?;
                                 next.extend(seen.insert(child).then_some(child));
@@ -95,13 +103,14 @@ impl InputTree {
 
     /// Counts what the tree becomes on disk before anything is made: a directory that is named
     /// twice is made twice, so that a small message can mean more files than there are atoms.
-    fn measure(&self, limits: &ExecLimits, missing: &[Digest]) -> Result<(), ExecError> {
+    fn measure(&self, limits: &ExecLimits) -> Result<(), ExecError> {
         let mut known: HashMap<Digest, Account> = HashMap::new();
         let mut stack = vec![(self.root, false)];
         while let Some((digest, children_known)) = stack.pop() {
-            if known.contains_key(&digest) || missing.contains(&digest) {
+            if known.contains_key(&digest) {
                 continue;
             }
+            // One that is absent counts for nothing: the action will not be laid out.
             let Some(directory) = self.directories.get(&digest) else { continue };
             if !children_known {
                 stack.push((digest, true));
@@ -148,19 +157,35 @@ impl InputTree {
             let found = found.map_err(ExecError::from_missing)?;
             links.extend(batch.iter().copied().zip(found));
         }
-        let root = open_directory(CWD, at)?;
-        let mut open = vec![(root, self.root)];
-        while let Some((here, digest)) = open.pop() {
-            let Some(directory) = self.directories.get(&digest) else { continue };
-            for child in children(directory) {
-                let (name, child) = child?;
-                make_directory(&here, name, owner)?;
-                open.push((open_directory(&here, name)?, child));
-            }
-            lay_out_files(&here, directory, &links, owner)?;
+        let mut open: Vec<Level<'_>> = Vec::new();
+        open.extend(self.level(open_directory(CWD, at)?, &self.root));
+        while let Some(level) = open.last_mut() {
+            let Some(node) = level.children.next() else {
+                lay_out_files(&level.here, level.directory, &links, owner)?;
+                open.pop();
+                continue;
+            };
+            let child = named(node.digest.as_ref(), "directory")?;
+            make_directory(&level.here, &*node.name, owner)?;
+            let below = open_directory(&level.here, &*node.name)?;
+            open.extend(self.level(below, &child));
         }
         Ok(())
     }
+
+    fn level(&self, here: OwnedFd, digest: &Digest) -> Option<Level<'_>> {
+        let directory = self.directories.get(digest)?;
+        Some(Level { here, directory, children: directory.directories.iter() })
+    }
+}
+
+/// A directory that is being laid out: one for each level, so that descriptors are bounded by the
+/// depth of a tree and not by its width.
+struct Level<'a> {
+    here: OwnedFd,
+    directory: &'a Directory,
+    /// Those that are still to be made.
+    children: std::slice::Iter<'a, DirectoryNode>,
 }
 
 /// The files and symlinks of one directory; links last, so that no name leads through one.
@@ -219,9 +244,8 @@ fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<Own
 }
 
 /// A directory as a message, its names checked: they are single segments, and no two are alike.
-fn decode(digest: Digest, encoded: Bytes) -> Result<Directory, ExecError> {
-    let directory = Directory::decode(encoded)
-        .map_err(|error| ExecError::Invalid(format!("input directory {digest}: {error}")))?;
+fn decode(digest: Digest, encoded: Bytes, room: &mut u64) -> Result<Directory, ExecError> {
+    let directory: Directory = decode_message(digest, encoded, room)?;
     let files = directory.files.iter().map(|node| &node.name);
     let directories = directory.directories.iter().map(|node| &node.name);
     let symlinks = directory.symlinks.iter().map(|node| &node.name);
@@ -254,7 +278,9 @@ fn children(directory: &Directory) -> impl Iterator<Item = Result<(&str, Digest)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::reapi::{DirectoryNode, FileNode, SymlinkNode};
+    use prost::Message;
+    use proto::reapi::{FileNode, SymlinkNode};
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     fn wire(digest: Digest) -> Option<proto::reapi::Digest> {
         Some(proto::reapi::Digest { hash: digest.hex(), size_bytes: digest.size_i64() })
@@ -280,7 +306,7 @@ mod tests {
                 Directory { symlinks: vec![symlink], ..Default::default() },
             ] {
                 let (digest, encoded) = encode(&directory);
-                assert!(decode(digest, encoded).is_err(), "{directory:?}");
+                assert!(decode(digest, encoded, &mut 10).is_err(), "{directory:?}");
             }
         }
     }
@@ -295,7 +321,36 @@ mod tests {
             ..Default::default()
         };
         let (digest, encoded) = encode(&directory);
-        assert!(decode(digest, encoded).is_err());
+        assert!(decode(digest, encoded, &mut 10).is_err());
+    }
+
+    #[test]
+    fn a_tree_may_be_wider_than_there_are_descriptors() {
+        const OPEN_FILES_MAX: u64 = 1024;
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let lower = Rlimit { current: Some(OPEN_FILES_MAX), maximum };
+        setrlimit(Resource::Nofile, lower).unwrap();
+        let (leaf, _) = encode(&Directory::default());
+        let children = |count: u64, digest: Digest| Directory {
+            directories: (0..count)
+                .map(|n| DirectoryNode { name: n.to_string(), digest: wire(digest) })
+                .collect(),
+            ..Default::default()
+        };
+        let inner = children(3, leaf);
+        let (inner_digest, _) = encode(&inner);
+        let outer = children(OPEN_FILES_MAX, inner_digest);
+        let (root, _) = encode(&outer);
+        let directories =
+            HashMap::from([(leaf, Directory::default()), (inner_digest, inner), (root, outer)]);
+        let at = tempfile::tempdir().unwrap();
+        let cores = crate::cores::prepare(1, 1).handle();
+        let owner = Owner { id: rustix::process::geteuid().as_raw() };
+        InputTree { root, directories }.lay_out(&cores, at.path(), owner).unwrap();
+        for n in 0..OPEN_FILES_MAX {
+            let below = std::fs::read_dir(at.path().join(n.to_string())).unwrap();
+            assert_eq!(below.count(), 3);
+        }
     }
 
     #[test]
@@ -320,7 +375,7 @@ mod tests {
         }
         directories.insert(digest, below);
         let tree = InputTree { root: digest, directories };
-        let measured = tree.measure(&ExecLimits::for_tests(), &[]);
+        let measured = tree.measure(&ExecLimits::for_tests());
         assert!(matches!(measured, Err(ExecError::TooLarge(_))), "{measured:?}");
     }
 }

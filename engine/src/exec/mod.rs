@@ -7,6 +7,7 @@
 mod handle;
 mod ingest;
 mod inputs;
+mod message;
 mod outputs;
 mod prepare;
 mod schedule;
@@ -19,6 +20,7 @@ pub use self::{
         Executions, ExecutionsConfig, Listening, OperationName, OperationState, Stage, Workers,
         start,
     },
+    message::{check_message_size, decode_message},
     prepare::{Prepared, is_plain_path, prepare},
     worker::{SandboxConfig, clear_roots},
 };
@@ -45,7 +47,7 @@ pub struct ExecLimits {
     pub input_bytes_max: u64,
     /// Files, directories and symlinks of one action's outputs.
     pub output_files_max: usize,
-    /// Bytes of one output file.
+    /// Bytes of one output file; all files of one action together may have `input_bytes_max`.
     pub output_bytes_max: u64,
     /// Bytes kept of stdout, and of stderr.
     pub stream_bytes_max: u64,
@@ -118,7 +120,7 @@ pub enum ExecError {
 
 /// A few digests, for people.
 fn listed(digests: &[Digest]) -> String {
-    let few: Vec<String> = digests.iter().take(3).map(Digest::to_string).collect();
+    let few: Vec<String> = digests.iter().take(2).map(Digest::to_string).collect();
     few.join(", ")
 }
 

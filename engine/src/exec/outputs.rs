@@ -30,11 +30,15 @@ const DEPTH_MAX: usize = 256;
 pub(super) struct Collector<'a> {
     pub(super) cores: &'a Cores,
     pub(super) limits: &'a ExecLimits,
+    /// Readable once nobody wants the outputs any more.
+    pub(super) cancel: &'a OwnedFd,
     /// The action's root.
     root: &'a OwnedFd,
     batch: Vec<(Digest, Bytes)>,
     batch_bytes: usize,
     entries: usize,
+    /// Of all files so far.
+    file_bytes: u64,
 }
 
 /// What lies at a promised path.
@@ -54,8 +58,28 @@ struct Collected {
 }
 
 impl<'a> Collector<'a> {
-    pub(super) fn new(cores: &'a Cores, limits: &'a ExecLimits, root: &'a OwnedFd) -> Self {
-        Self { cores, limits, root, batch: Vec::new(), batch_bytes: 0, entries: 0 }
+    pub(super) fn new(
+        cores: &'a Cores,
+        limits: &'a ExecLimits,
+        root: &'a OwnedFd,
+        cancel: &'a OwnedFd,
+    ) -> Self {
+        let (batch, batch_bytes) = (Vec::new(), 0);
+        Self { cores, limits, cancel, root, batch, batch_bytes, entries: 0, file_bytes: 0 }
+    }
+
+    /// Counts a file's bytes before they are read. What an action may write in all is what
+    /// another may have as inputs, or the one largest file.
+    pub(super) fn count(&mut self, name: &str, size: u64) -> Result<(), ExecError> {
+        if size > self.limits.output_bytes_max {
+            return Err(ExecError::TooLarge(format!("output {name:?} has {size} bytes")));
+        }
+        self.file_bytes = self.file_bytes.saturating_add(size);
+        let bound = self.limits.input_bytes_max.max(self.limits.output_bytes_max);
+        if self.file_bytes > bound {
+            return Err(ExecError::TooLarge(format!("the outputs have more than {bound} bytes")));
+        }
+        Ok(())
     }
 
     /// Adds to `result` what lies at the promised paths; what is not there is left out.

@@ -1,7 +1,10 @@
 //! What a client asks to be run, read and checked before anything is queued. Must never let a
 //! path through that could name something outside the action's own root.
 
-use super::{ExecError, ExecLimits};
+use super::{
+    ExecError, ExecLimits,
+    message::{MESSAGE_BYTES_MAX, decode_message},
+};
 use crate::{
     blob::BlobError,
     cores::Cores,
@@ -12,6 +15,14 @@ use prost::Message;
 use proto::reapi::{self, Action, Command, Platform, command::OutputDirectoryFormat};
 use std::{collections::BTreeSet, time::Duration};
 
+/// Fields of an Action or a Command, each repetition counted.
+const FIELDS_MAX: u64 = 500_000;
+/// Bytes of a command's arguments and environment as the kernel counts them. It takes no more
+/// whatever its configuration (execve(2): three quarters of 8 MiB), and the sandbox's spawner has a
+/// bound of its own above this one.
+const TEXTS_BYTES_MAX: u64 = 6 << 20;
+/// What the kernel counts for a text beside its bytes: its end and a pointer to it.
+const TEXT_BYTES: u64 = 9;
 /// Longest path taken from a client, in bytes (Linux, PATH_MAX).
 const PATH_BYTES_MAX: usize = 4096;
 /// Longest name of a file (Linux, NAME_MAX).
@@ -34,6 +45,25 @@ pub struct Prepared {
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) working_directory: String,
     pub(crate) outputs: Outputs,
+}
+
+#[cfg(test)]
+impl Prepared {
+    /// One that runs nothing worth running.
+    pub(super) fn for_tests(digest: Digest) -> Self {
+        Self {
+            instance: String::new(),
+            digest,
+            command: digest,
+            cacheable: true,
+            input_root: digest,
+            timeout: Duration::from_secs(1),
+            arguments: vec!["true".to_owned()],
+            environment: Vec::new(),
+            working_directory: String::new(),
+            outputs: Outputs { paths: Vec::new(), format: OutputDirectoryFormat::TreeOnly },
+        }
+    }
 }
 
 /// What the command promises to write.
@@ -96,7 +126,8 @@ pub async fn prepare(
     check_texts(&command.arguments, &environment)?;
     check_path(&command.working_directory, "working_directory")?;
     if let Some(property) = command.output_node_properties.first() {
-        let message = format!("output node property {property:?} is not supported");
+        let shown: String = property.chars().take(80).collect();
+        let message = format!("output node property {shown:?} is not supported");
         return Err(ExecError::Invalid(message));
     }
     let outputs = outputs(&command, limits)?;
@@ -122,12 +153,14 @@ async fn read<M: Message + Default>(
     digest: Digest,
     limits: &ExecLimits,
 ) -> Result<M, ExecError> {
-    let encoded: Bytes = match cores.read(digest, limits.tree_bytes_max).await {
+    let bound = limits.tree_bytes_max.min(MESSAGE_BYTES_MAX);
+    let encoded: Bytes = match cores.read(digest, bound).await {
         Ok(encoded) => encoded,
         Err(BlobError::NotFound(digest)) => return Err(ExecError::Missing(vec![digest])),
         Err(other) => return Err(ExecError::Store(other)),
     };
-    M::decode(encoded).map_err(|error| ExecError::Invalid(format!("blob {digest}: {error}")))
+    let mut room = FIELDS_MAX;
+    decode_message(digest, encoded, &mut room)
 }
 
 /// A digest that a message must have.
@@ -153,7 +186,8 @@ fn check_platform(platform: Option<&Platform>) -> Result<(), ExecError> {
             _ => false,
         };
         if !offered {
-            let (name, value) = (&property.name, &property.value);
+            let short = |text: &str| text.chars().take(40).collect::<String>();
+            let (name, value) = (short(&property.name), short(&property.value));
             let message = format!(
                 "no worker here has the platform property {name:?} = {value:?}; \
                  OSFamily={} and ISA={} are offered",
@@ -189,6 +223,16 @@ fn check_texts(arguments: &[String], environment: &[(String, String)]) -> Result
     {
         let message = "an argument or an environment variable holds NUL, or a name holds '='";
         return Err(ExecError::Invalid(message.to_owned()));
+    }
+    let pairs = environment.iter().map(|(name, value)| name.len() + 1 + value.len());
+    let texts = arguments.iter().map(String::len).chain(pairs);
+    let bytes: u64 = texts.map(|length| length as u64 + TEXT_BYTES).sum();
+    if bytes > TEXTS_BYTES_MAX {
+        let message = format!(
+            "arguments and environment have {bytes} bytes; Linux takes {TEXTS_BYTES_MAX} at most, \
+             and by default 2 MiB, of which one text may have 128 KiB (execve(2))"
+        );
+        return Err(ExecError::Invalid(message));
     }
     Ok(())
 }
@@ -285,6 +329,24 @@ mod tests {
         }
         assert!(check_path(&"x".repeat(256), "path").is_err());
         assert!(check_path(&"x/".repeat(3000), "path").is_err());
+    }
+
+    #[test]
+    fn a_command_that_no_kernel_takes_is_refused() {
+        let pair = |length: usize| ("A".to_owned(), "v".repeat(length));
+        let most = usize::try_from(TEXTS_BYTES_MAX).unwrap();
+        for (arguments, environment, good) in [
+            (vec!["a".to_owned(); 100_000], vec![pair(100); 10_000], true),
+            (vec!["a".repeat(most - 9)], vec![], true),
+            (vec!["a".repeat(most - 8)], vec![], false),
+            (vec![], vec![pair(most - 11)], true),
+            (vec![], vec![pair(most - 10)], false),
+            (vec![String::new(); most / 9 + 1], vec![], false),
+        ] {
+            let checked = check_texts(&arguments, &environment);
+            let (count, pairs) = (arguments.len(), environment.len());
+            assert_eq!(checked.is_ok(), good, "{count} {pairs}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::{
 use crate::{blob::action_cache, env::clock::Clock};
 use rustix::{event::EventfdFlags, fd::OwnedFd};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::SystemTime,
 };
@@ -28,7 +28,8 @@ const ABANDON_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
 /// One operation, live or remembered.
 pub(super) struct Held {
     pub(super) state: watch::Sender<OperationState>,
-    prepared: Arc<Prepared>,
+    /// What to run; `None` once it has ended, since a command may be large.
+    prepared: Option<Arc<Prepared>>,
     queued: SystemTime,
     /// Who asked for it, until the scheduler has answered.
     asked: Option<(oneshot::Sender<Result<Listening, ExecError>>, Listening)>,
@@ -44,6 +45,10 @@ pub(super) struct Schedule {
     names: HashMap<OperationName, OperationId>,
     /// What ends the runs that workers have.
     cancels: BTreeMap<RunId, Arc<OwnedFd>>,
+    /// What follows from effects, for their turn: a start that fails frees its slot for the next
+    /// one, and a call for each would be a stack as deep as the queue is long. Empty between
+    /// requests; holds no more than there are slots.
+    pending: VecDeque<(Event, Option<Arc<ExecuteOutcome>>)>,
     next: u64,
     idle: Vec<oneshot::Sender<()>>,
 }
@@ -70,6 +75,7 @@ impl Schedule {
             operations: BTreeMap::new(),
             names: HashMap::new(),
             cancels: BTreeMap::new(),
+            pending: VecDeque::new(),
             next: 0,
             idle: Vec::new(),
         }
@@ -144,6 +150,7 @@ impl Schedule {
         let joinable = prepared.cacheable;
         let state = OperationState::queued(name.clone(), prepared.digest, queued);
         let (state, listening) = watch::channel(state);
+        let prepared = Some(prepared);
         let held = Held { state, prepared, queued, asked: Some((reply, listening)) };
         self.names.insert(name, operation);
         self.operations.insert(operation, held);
@@ -175,11 +182,20 @@ impl Schedule {
             }
         }
         self.perform(effects, None);
+        self.settle();
     }
 
     fn handle(&mut self, event: Event, outcome: Option<Arc<ExecuteOutcome>>) {
-        let effects = self.scheduler.handle(event, self.clock.now());
-        self.perform(effects, outcome.as_ref());
+        self.pending.push_back((event, outcome));
+        self.settle();
+    }
+
+    /// Handles what is pending, and what follows from it.
+    fn settle(&mut self) {
+        while let Some((event, outcome)) = self.pending.pop_front() {
+            let effects = self.scheduler.handle(event, self.clock.now());
+            self.perform(effects, outcome.as_ref());
+        }
     }
 
     fn perform(&mut self, effects: Vec<Effect>, outcome: Option<&Arc<ExecuteOutcome>>) {
@@ -242,12 +258,13 @@ impl Schedule {
 
     fn start(&mut self, run: RunId, operation: OperationId) {
         let Some(held) = self.operations.get(&operation) else { return };
+        let Some(prepared) = held.prepared.clone() else { return };
+        let queued = held.queued;
         let cancel = match rustix::event::eventfd(0, EventfdFlags::CLOEXEC) {
             Ok(cancel) => Arc::new(cancel),
             Err(error) => return self.cannot_start(run, &error.to_string()),
         };
         self.cancels.insert(run, cancel.clone());
-        let (prepared, queued) = (held.prepared.clone(), held.queued);
         if self.jobs.try_send(Job { run, prepared, queued, cancel }).is_err() {
             self.cancels.remove(&run);
             self.cannot_start(run, "no worker takes it");
@@ -258,11 +275,12 @@ impl Schedule {
     fn cannot_start(&mut self, run: RunId, why: &str) {
         let error = Some(ExecError::Worker(why.to_owned()));
         let outcome = Arc::new(ExecuteOutcome { error, ..ExecuteOutcome::default() });
-        self.handle(Event::Finished { run }, Some(outcome));
+        self.pending.push_back((Event::Finished { run }, Some(outcome)));
     }
 
     fn end(&mut self, operation: OperationId, outcome: Arc<ExecuteOutcome>) {
         let Some(held) = self.operations.get_mut(&operation) else { return };
+        held.prepared = None;
         if let Some((reply, listening)) = held.asked.take() {
             drop(reply.send(Ok(listening)));
         }
@@ -278,3 +296,6 @@ impl Schedule {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

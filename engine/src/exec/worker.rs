@@ -19,7 +19,7 @@ use rustix::{
     fs::{Mode, OFlags, ResolveFlags},
     io::Errno,
 };
-use sandbox::{Ended, Spawner, Spec};
+use sandbox::{Ended, SpawnError, Spawner, Spec};
 use std::{
     fs::{self, File},
     io::{Read, Seek},
@@ -90,11 +90,14 @@ impl Workshop {
         let ended = self.run_in(&attempt, &mut times, &mut result, progress);
         times.worker_completed = Some(self.clock.wall());
         result.execution_metadata = Some(times.metadata(&self.node_id));
-        let mut error = ended.err();
+        let error = ended.err();
         if error.is_none() && result.exit_code == 0 && job.prepared.cacheable {
             let Prepared { instance, digest, .. } = &*job.prepared;
-            let cached = block_on(action_cache::put(&self.cores, instance, *digest, &result));
-            error = cached.err().map(ExecError::Store);
+            // The outputs are kept and the client can have them: it is a later one that pays.
+            if let Err(error) = block_on(action_cache::put(&self.cores, instance, *digest, &result))
+            {
+                tracing::warn!(action = %digest, %error, "a result was not cached");
+            }
         }
         ExecuteOutcome { result: Some(result), error, cached: false }
     }
@@ -128,7 +131,7 @@ impl Workshop {
         }
         let failure = failure(ended);
         times.output_upload_start = Some(self.clock.wall());
-        let mut collector = Collector::new(&self.cores, &self.limits, &root);
+        let mut collector = Collector::new(&self.cores, &self.limits, &root, &job.cancel);
         let streams = self.streams(&mut collector, stdout, stderr, result);
         let collected = match &failure {
             Ok(()) => {
@@ -170,7 +173,7 @@ impl Workshop {
             limits: self.sandbox.limits,
         };
         let child = self.spawner.spawn(&spec, stdout.as_fd(), stderr.as_fd());
-        let mut child = child.map_err(|error| ExecError::Worker(error.to_string()))?;
+        let mut child = child.map_err(not_spawned)?;
         let ended = child.wait(Some(prepared.timeout), Some(job.cancel.as_fd()));
         ended.map_err(|error| ExecError::Worker(error.to_string()))
     }
@@ -250,6 +253,19 @@ pub fn clear_roots(directory: &Path) -> Result<(), ExecError> {
         }
     }
     Ok(())
+}
+
+/// Why an action did not start.
+///
+/// # Panics
+/// Where the spawner has ended: no action can start in this process any more, and a node that
+/// goes on would fail every one of them while it says that it serves.
+fn not_spawned(error: SpawnError) -> ExecError {
+    if matches!(error, SpawnError::SpawnerGone) {
+        tracing::error!("the sandbox spawner has ended; this node can execute nothing");
+        panic!("the sandbox spawner has ended");
+    }
+    ExecError::Worker(error.to_string())
 }
 
 /// What went wrong, if the action did not end by itself.

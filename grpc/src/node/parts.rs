@@ -6,7 +6,7 @@ use crate::{
     },
     self_test::Report,
     services::{Bounds, Node},
-    transport::ServeConfig,
+    transport::{Patience, ServeConfig},
 };
 use anyhow::Context;
 use engine::{
@@ -171,5 +171,6 @@ pub(super) fn serve_config(server: &ServerConfig) -> ServeConfig {
         streams_max: server.streams_max,
         header_bytes_max: server.header_bytes_max,
         grace: server.grace,
+        patience: Patience::LIVE,
     }
 }

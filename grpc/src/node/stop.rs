@@ -52,6 +52,7 @@ impl Stop {
         }
         // Listeners close, and connections take no further streams.
         self.drain.send_replace(true);
+        self.connections.close();
         let mut held = true;
         if let Some(executions) = &self.executions {
             held &= tokio::time::timeout_at(until, executions.drain()).await.is_ok();

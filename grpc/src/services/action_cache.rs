@@ -15,7 +15,7 @@ use proto::reapi::{
     ActionResult, GetActionResultRequest, UpdateActionResultRequest,
     action_cache_server::ActionCache,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use tonic::{Request, Response, Status};
 
 /// Largest response that inlining may make, in bytes: clients take 4 MiB by default.
@@ -135,8 +135,9 @@ pub(crate) async fn inline(cores: &Cores, result: &mut ActionResult, wanted: &In
     if wanted.stderr && result.stderr_raw.is_empty() {
         result.stderr_raw = fetch(cores, result.stderr_digest.as_ref(), &mut room).await;
     }
+    let named: HashSet<&str> = wanted.files.iter().map(String::as_str).collect();
     for file in &mut result.output_files {
-        if wanted.files.contains(&file.path) {
+        if named.contains(file.path.as_str()) {
             file.contents = fetch(cores, file.digest.as_ref(), &mut room).await;
         }
     }

@@ -91,12 +91,12 @@ impl ByteStreamService {
             "Read" => self.read(&head.headers, reader).await,
             "Write" => self.write(&head.headers, reader).await.map(|written| unary(&written)),
             "QueryWriteStatus" => self.query(reader).await.map(|status| unary(&status)),
-            _ => Err(Status::unimplemented(format!("ByteStream has no method {method:?}"))),
+            _ => {
+                let message = status::short(format!("ByteStream has no method {method:?}"));
+                Err(Status::unimplemented(message))
+            }
         };
-        replied.map_or_else(
-            |error| reply(trailers(&error), None),
-            |frames| reply(HeaderMap::new(), Some(frames)),
-        )
+        replied.map_or_else(|error| refusal(&error), |frames| reply(HeaderMap::new(), Some(frames)))
     }
 
     async fn read(
@@ -350,6 +350,11 @@ fn unary(message: &impl Message) -> Frames {
     Box::pin(stream::iter(frames.map(Ok)))
 }
 
+/// A reply that is nothing but its status.
+pub(crate) fn refusal(status: &Status) -> Response<ReplyBody> {
+    reply(trailers(status), None)
+}
+
 fn reply(mut headers: HeaderMap, frames: Option<Frames>) -> Response<ReplyBody> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     let mut response = Response::new(ReplyBody { frames });
@@ -357,7 +362,8 @@ fn reply(mut headers: HeaderMap, frames: Option<Frames>) -> Response<ReplyBody> 
     response
 }
 
-fn trailers(status: &Status) -> HeaderMap {
+/// A status as the end of a reply.
+pub(crate) fn trailers(status: &Status) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(3);
     if status.add_header(&mut headers).is_err() {
         // A message that no header can hold: the code says enough.

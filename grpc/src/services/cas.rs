@@ -6,6 +6,7 @@ use bytes::Bytes;
 use engine::{
     blob::BlobError,
     digest::{Digest, DigestFunction},
+    exec::{check_message_size, decode_message},
 };
 use futures_util::stream::{self, Stream, StreamExt};
 use prost::Message;
@@ -27,6 +28,11 @@ pub(crate) struct CasService {
 
 /// Directories in one message of GetTree, where the client asks for no fewer.
 const PAGE_DIRECTORIES_MAX: usize = 1000;
+/// Files, directories and symlinks in all directories of one tree: what is read is held until the
+/// last page is made.
+const TREE_ENTRIES_MAX: u64 = 1_000_000;
+/// Digests asked for in one request to the store: others wait for its end.
+const FIND_BATCH_MAX: usize = 10_000;
 /// Bytes of directories after which a message of GetTree ends.
 const PAGE_BYTES: usize = 1 << 20;
 
@@ -57,9 +63,12 @@ impl ContentAddressableStorage for CasService {
             .iter()
             .map(|wire| digest(Some(wire), function))
             .collect::<Result<Vec<_>, _>>()?;
-        let missing = self.node.cores.find_missing(digests).await;
-        let missing = missing.map_err(|error| status::blob_status(&error))?;
-        let missing_blob_digests = missing.iter().map(to_wire).collect();
+        let mut missing_blob_digests = Vec::new();
+        for batch in digests.chunks(FIND_BATCH_MAX) {
+            let missing = self.node.cores.find_missing(batch.to_vec()).await;
+            let missing = missing.map_err(|error| status::blob_status(&error))?;
+            missing_blob_digests.extend(missing.iter().map(to_wire));
+        }
         Ok(Response::new(FindMissingBlobsResponse { missing_blob_digests }))
     }
 
@@ -241,23 +250,25 @@ async fn walk(
     let limits = &node.limits;
     let mut seen = HashSet::from([root]);
     let mut level = vec![root];
-    let (mut directories, mut bytes) = (Vec::new(), 0);
+    let (mut directories, mut bytes, mut room) = (Vec::new(), 0_u64, TREE_ENTRIES_MAX);
     while !level.is_empty() {
         let mut next = Vec::new();
-        let sum = level.iter().fold(0_u64, |sum, digest| sum.saturating_add(digest.size()));
-        bytes += sum;
+        bytes = level.iter().fold(bytes, |sum, digest| sum.saturating_add(digest.size()));
         if bytes > limits.tree_bytes_max || seen.len() > limits.tree_directories_max {
             return Err(Status::invalid_argument("the tree is larger than this node reads"));
         }
-        let read = node.cores.get_many(std::mem::take(&mut level)).await;
-        for encoded in read.map_err(|error| status::blob_status(&error))? {
+        let sizes = level.iter().try_for_each(check_message_size);
+        sizes.map_err(|error| status::exec_status(&error))?;
+        let read = node.cores.get_many(level.clone()).await;
+        let read = read.map_err(|error| status::blob_status(&error))?;
+        for (here, encoded) in level.into_iter().zip(read) {
             let encoded = match encoded {
                 Ok(encoded) => encoded,
                 Err(BlobError::NotFound(digest)) if digest != root => continue,
                 Err(error) => return Err(status::blob_status(&error)),
             };
-            let directory = Directory::decode(encoded)
-                .map_err(|_| Status::invalid_argument("a blob in the tree is no Directory"))?;
+            let directory: Directory = decode_message(here, encoded, &mut room)
+                .map_err(|error| status::exec_status(&error))?;
             for child in &directory.directories {
                 let child = digest(child.digest.as_ref(), function)?;
                 if seen.insert(child) {

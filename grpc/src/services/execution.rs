@@ -10,7 +10,7 @@ use crate::status;
 use engine::{
     blob::action_cache,
     digest::Digest,
-    exec::{ExecError, ExecuteOutcome, Executions, Listening, OperationState, Stage},
+    exec::{ExecuteOutcome, Executions, Listening, OperationState, Stage},
 };
 use futures_util::stream::{self, Stream, StreamExt};
 use proto::{
@@ -181,10 +181,11 @@ async fn response_of(
         Some(error) => status::to_wire(&status::exec_status(error)),
         None => proto::rpc::Status::default(),
     };
+    let message = status.message.clone();
     ExecuteResponse {
         result,
         cached_result: outcome.cached,
-        message: outcome.error.as_ref().map(ExecError::to_string).unwrap_or_default(),
+        message,
         status: Some(status),
         ..ExecuteResponse::default()
     }

@@ -1,6 +1,6 @@
 //! gRPC messages that carry payload, read and written around it: the envelope is parsed across
 //! DATA frames, and the payload stays in the buffers in which it came. Must never put the pieces
-//! of a payload together.
+//! of a payload together, but for those that are smaller than their bookkeeping.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body::Body;
@@ -12,6 +12,11 @@ use tonic::Status;
 const ENVELOPE_BYTES: usize = 5;
 /// Up to here a payload is copied behind its header: one frame is cheaper than two.
 const COPY_BYTES_MAX: usize = 16 << 10;
+/// Pieces below this size, in bytes, are put together: each costs some hundred bytes to keep, and
+/// a sender may cut its frames as small as it likes.
+const SMALL_BYTES_MAX: usize = 4 << 10;
+/// What was put together ends here, in bytes, so that it is not moved over and over.
+const JOINED_BYTES_MAX: usize = 64 << 10;
 /// Longest text field taken, in bytes.
 const TEXT_BYTES_MAX: usize = 8192;
 
@@ -76,13 +81,14 @@ where
             match self.body.frame().await {
                 Some(Ok(frame)) => {
                     if let Ok(bytes) = frame.into_data() {
-                        self.received.push(bytes);
+                        self.received.receive(bytes);
                     }
                 }
                 Some(Err(error)) => return Err(Status::cancelled(error.to_string())),
                 None => return Ok(false),
             }
         }
+        self.received.settle();
         Ok(true)
     }
 }
@@ -91,10 +97,40 @@ where
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
     pieces: VecDeque<Bytes>,
+    /// Small pieces that come after `pieces`; empty unless a message is being received.
+    tail: BytesMut,
     len: usize,
 }
 
 impl Pieces {
+    /// Takes what has arrived; small pieces that follow each other become one.
+    fn receive(&mut self, bytes: Bytes) {
+        let small = |piece: &Bytes| piece.len() < SMALL_BYTES_MAX;
+        if !small(&bytes) {
+            self.settle();
+            return self.push(bytes);
+        }
+        if self.tail.is_empty() {
+            if !self.pieces.back().is_some_and(small) {
+                return self.push(bytes);
+            }
+            let before = self.pieces.pop_back().unwrap_or_default();
+            self.tail.extend_from_slice(&before);
+        }
+        self.len += bytes.len();
+        self.tail.extend_from_slice(&bytes);
+        if self.tail.len() >= JOINED_BYTES_MAX {
+            self.settle();
+        }
+    }
+
+    /// Makes a piece of what was put together.
+    fn settle(&mut self) {
+        if !self.tail.is_empty() {
+            self.pieces.push_back(std::mem::take(&mut self.tail).freeze());
+        }
+    }
+
     fn push(&mut self, bytes: Bytes) {
         if !bytes.is_empty() {
             self.len += bytes.len();
@@ -285,6 +321,28 @@ mod tests {
     }
 
     #[test]
+    fn a_message_cut_small_is_kept_in_few_pieces() {
+        let data = Bytes::from((0..300_000_u32).map(|n| n.to_be_bytes()[3]).collect::<Vec<u8>>());
+        let request = WriteRequest { data: data.clone(), ..Default::default() };
+        let bytes = enveloped(&request);
+        for (cut, pieces_max) in [(1, 10), (100, 10), (SMALL_BYTES_MAX - 1, 10), (5000, 70)] {
+            let mut reader = MessageReader::new(body(&bytes, cut), 1 << 20);
+            let pieces = block_on(reader.next()).unwrap().unwrap();
+            let message = pieces.write_message().unwrap();
+            assert_eq!(message.data.concat(), data);
+            assert!(message.data.len() <= pieces_max, "{cut}: {} pieces", message.data.len());
+        }
+        // What is not small stays where it is.
+        let large = Bytes::from(vec![7; SMALL_BYTES_MAX]);
+        let mut pieces = Pieces::default();
+        for piece in [Bytes::from_static(b"a"), Bytes::from_static(b"b"), large.clone()] {
+            pieces.receive(piece);
+        }
+        assert_eq!(pieces.pieces, [Bytes::from_static(b"ab"), large.clone()]);
+        assert_eq!(pieces.pieces[1].as_ptr(), large.as_ptr());
+    }
+
+    #[test]
     fn what_is_no_message_is_refused() {
         let mut compressed = vec![1, 0, 0, 0, 1];
         compressed.push(0);
@@ -300,7 +358,8 @@ mod tests {
         for bytes in [
             &[0x0a, 0xff][..],   // a name longer than the message
             &[0x52, 0x05, 1, 2], // data longer than the message
-            &[0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1], // endless varint
+            // An endless varint.
+            &[0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
             &[0x0a, 0x01, 0xff], // a name that is not UTF-8
             &[0x00, 0x00],       // field 0
             &[0x0b],             // a group

@@ -62,7 +62,8 @@ impl Node {
         if served.is_empty() || served.iter().any(|name| name == instance) {
             return Ok(());
         }
-        Err(Status::invalid_argument(format!("instance {instance:?} is not served here")))
+        let message = format!("instance {instance:?} is not served here");
+        Err(Status::invalid_argument(crate::status::short(message)))
     }
 
     /// The executions of this node.

@@ -42,7 +42,7 @@ impl Connections {
     }
 
     /// Hands a connection to the least-loaded core; closes it where all are full.
-    fn hand_over(&self, stream: TcpStream) {
+    pub(super) fn hand_over(&self, stream: TcpStream) {
         let loads = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
         let Some((core, _)) = loads.clone().enumerate().min_by_key(|(_, load)| *load) else {
             return;
@@ -63,6 +63,14 @@ impl Connections {
         self.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
+    /// Tells every core that no further connection comes. The accepting task may end unheard, so
+    /// whoever stops the node says it too.
+    pub(crate) fn close(&self) {
+        for queue in self.queues.iter() {
+            queue.close();
+        }
+    }
+
     /// A core is done with a connection.
     pub(crate) fn closed(&self, core: u16) {
         self.counts[usize::from(core)].fetch_sub(1, Ordering::Relaxed);
@@ -77,8 +85,9 @@ pub(crate) async fn accept(
 ) {
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            biased;
             _ = draining.wait_for(|draining| *draining) => break,
+            accepted = listener.accept() => accepted,
         };
         match accepted.and_then(|(stream, _)| stream.into_std()) {
             Ok(stream) => {
@@ -93,9 +102,7 @@ pub(crate) async fn accept(
             }
         }
     }
-    for queue in connections.queues.iter() {
-        queue.close();
-    }
+    connections.close();
 }
 
 fn tune(stream: &TcpStream) -> std::io::Result<()> {

@@ -3,8 +3,10 @@
 mod accept;
 mod io;
 mod serve;
+mod timer;
 
 pub(crate) use self::{
     accept::{Connections, accept},
-    serve::{Accepted, ServeConfig, serve},
+    serve::{Accepted, Patience, ServeConfig, serve},
+    timer::ControlTimer,
 };

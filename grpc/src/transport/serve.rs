@@ -1,6 +1,6 @@
 //! HTTP/2 on one core's connections. Bounds everything that a peer can make us keep.
 
-use super::{accept::Connections, io::Socket};
+use super::{accept::Connections, io::Socket, timer::ControlTimer};
 use futures_util::future::{Either, LocalBoxFuture, select};
 use http_body::Body;
 use hyper::{
@@ -27,8 +27,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 const FRAME_BYTES_MAX: u32 = 256 << 10;
 /// What may wait for a slow reader, for each stream, in bytes.
 const SEND_BUFFER_BYTES_MAX: usize = 1 << 20;
-/// Streams that a peer may open and reset before it is cut off (CVE-2023-44487).
-const RESET_STREAMS_MAX: usize = 64;
+/// Streams that a peer may open and reset before they are looked at, after which it is cut off
+/// (CVE-2023-44487); a build that is interrupted resets as many as it has at once.
+const RESET_STREAMS_MAX: usize = 256;
 
 /// How long a draining connection is without a stream before it is closed: what was written to it
 /// may still be on its way to a slow reader.
@@ -43,6 +44,29 @@ pub(crate) struct ServeConfig {
     pub(crate) header_bytes_max: u32,
     /// How long connections may go on after the node began to drain.
     pub(crate) grace: Duration,
+    /// What is expected of a peer that says nothing.
+    pub(crate) patience: Patience,
+}
+
+/// How long a silent peer is waited for. One that is there costs little and may stay; one that is
+/// gone, or came to hold a place, must not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Until the first request of a connection.
+    pub(crate) first_request: Duration,
+    /// Between two questions whether the peer is there.
+    pub(crate) ping_interval: Duration,
+    /// Until the answer.
+    pub(crate) pong: Duration,
+}
+
+impl Patience {
+    /// That of a node that serves.
+    pub(crate) const LIVE: Self = Self {
+        first_request: Duration::from_secs(60),
+        ping_interval: Duration::from_secs(60),
+        pong: Duration::from_secs(20),
+    };
 }
 
 /// The connections that are handed to one core.
@@ -73,6 +97,7 @@ pub(crate) async fn serve<S, B>(
     accepted: Accepted,
     config: ServeConfig,
     draining: watch::Receiver<bool>,
+    timer: ControlTimer,
     service: S,
 ) where
     S: Service<http::Request<Incoming>, Response = http::Response<B>> + Clone + 'static,
@@ -86,10 +111,10 @@ pub(crate) async fn serve<S, B>(
     let open = Rc::new(Open::default());
     while let Ok(stream) = queue.recv().await {
         open.count.set(open.count.get() + 1);
-        let (service, draining) = (service.clone(), draining.clone());
+        let (service, draining, timer) = (service.clone(), draining.clone(), timer.clone());
         let (open, connections) = (open.clone(), connections.clone());
         let connection = async move {
-            serve_one(stream, config, draining, service).await;
+            serve_one(stream, config, draining, timer, service).await;
             connections.closed(core);
             open.count.set(open.count.get() - 1);
             open.ended.notify_waiters();
@@ -106,35 +131,53 @@ pub(crate) async fn serve<S, B>(
 
 /// Returns once a connection had no stream for a moment, in which one that was on its way would
 /// have come.
-async fn until_idle(streams: &Cell<usize>) {
+async fn until_idle(streams: &Streams) {
     loop {
-        let before = streams.get();
+        let before = streams.open.get();
         glommio::timer::sleep(IDLE_BEFORE_CLOSE).await;
-        if before == 0 && streams.get() == 0 {
+        if before == 0 && streams.open.get() == 0 {
             return;
         }
     }
 }
 
-/// A service that counts the streams whose reply has not ended.
+/// Returns once a connection was without any request for too long; never where it had one.
+async fn until_given_up(streams: &Streams, first_request: Duration) {
+    glommio::timer::sleep(first_request).await;
+    if streams.any.get() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The streams of one connection.
+#[derive(Default)]
+struct Streams {
+    /// Those whose reply has not ended.
+    open: Cell<usize>,
+    /// Whether there ever was one.
+    any: Cell<bool>,
+}
+
+/// A service that counts its streams.
 struct Counted<S> {
     service: S,
-    streams: Rc<Cell<usize>>,
+    streams: Rc<Streams>,
 }
 
 /// One stream, counted as long as this lives.
-struct Stream(Rc<Cell<usize>>);
+struct Stream(Rc<Streams>);
 
 impl Stream {
-    fn begin(streams: &Rc<Cell<usize>>) -> Self {
-        streams.set(streams.get() + 1);
+    fn begin(streams: &Rc<Streams>) -> Self {
+        streams.open.set(streams.open.get() + 1);
+        streams.any.set(true);
         Self(streams.clone())
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.open.set(self.0.open.get() - 1);
     }
 }
 
@@ -191,6 +234,7 @@ async fn serve_one<S, B>(
     stream: TcpStream,
     config: ServeConfig,
     mut draining: watch::Receiver<bool>,
+    timer: ControlTimer,
     service: S,
 ) where
     S: Service<http::Request<Incoming>, Response = http::Response<B>> + 'static,
@@ -200,9 +244,12 @@ async fn serve_one<S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let streams = Rc::new(Cell::new(0));
+    let streams = Rc::new(Streams::default());
     let socket = Socket::new(glommio::net::TcpStream::from(socket2::Socket::from(stream)));
     let connection = http2::Builder::new(LocalExecutor)
+        .timer(timer)
+        .keep_alive_interval(config.patience.ping_interval)
+        .keep_alive_timeout(config.patience.pong)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX)
@@ -214,9 +261,14 @@ async fn serve_one<S, B>(
         .serve_connection(socket, Counted { service, streams: streams.clone() });
     let mut connection = pin!(connection);
     let drain = pin!(draining.wait_for(|draining| *draining));
-    let ended = match select(connection.as_mut(), drain).await {
+    let given_up = pin!(until_given_up(&streams, config.patience.first_request));
+    let ended = match select(connection.as_mut(), select(drain, given_up)).await {
         Either::Left((ended, _)) => ended,
-        Either::Right(_) => {
+        Either::Right((Either::Right(_), _)) => {
+            tracing::debug!("a connection without a request was given up");
+            return;
+        }
+        Either::Right((Either::Left(_), _)) => {
             connection.as_mut().graceful_shutdown();
             // The peer of an idle connection may be asleep: nobody waits for its answer.
             match select(connection, pin!(until_idle(&streams))).await {
@@ -230,3 +282,6 @@ async fn serve_one<S, B>(
         tracing::debug!(%error, "connection ended");
     }
 }
+
+#[cfg(test)]
+mod tests;
