@@ -12,7 +12,7 @@ use crate::{
         execution::ExecutionService,
         operations::OperationsService,
     },
-    transport::{Accepted, Connections, ControlTimer, ServeConfig, serve},
+    transport::{Accepted, Connections, ControlTimer, ServeConfig, Timers, serve},
 };
 use engine::cores::{CoreContext, Front};
 use futures_util::future::{self, LocalBoxFuture, select};
@@ -68,7 +68,8 @@ pub(crate) fn front<H: Health>(
         let id = core.id;
         let queue = accepted[usize::from(id)].clone();
         let accepted = Accepted { core: id, queue, connections: connections.clone() };
-        let timer = ControlTimer::new(node.control.clone());
+        let control = ControlTimer::new(node.control.clone());
+        let timer = Timers { control, alarms: core.env.alarms.clone() };
         let service = CoreService {
             routes: TowerToHyperService::new(routes.clone()),
             byte_stream: ByteStreamService { node: node.clone(), core },
@@ -143,8 +144,7 @@ impl Service<Request<Incoming>> for CoreService {
 
 impl CoreService {
     fn deadline(&self, wait: Duration) -> Deadline {
-        let clock = self.byte_stream.core.env.clock;
-        Box::pin(async move { clock.sleep(wait).await })
+        Box::pin(self.byte_stream.core.env.alarms.sleep(wait))
     }
 }
 

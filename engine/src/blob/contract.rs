@@ -5,7 +5,7 @@ use super::{
     BlobError, BlobStore, Body, Source,
     source::{Chunk, Chunks, Pieces},
 };
-use crate::{digest::Digest, env::clock::Clock};
+use crate::{digest::Digest, env::Env};
 use bytes::Bytes;
 use std::{io::Read, os::unix::fs::FileExt, time::Duration};
 
@@ -49,7 +49,12 @@ pub(crate) async fn chunks(digest: Digest, pieces: &[Bytes], ends: bool) -> Sour
     if ends {
         sender.send(Chunk::End).await.unwrap();
     }
-    Source::Chunks(Chunks::new(digest, receiver, Clock::start(), Duration::from_secs(10)))
+    Source::Chunks(Chunks::new(
+        digest,
+        receiver,
+        Env::real().alarms.clone(),
+        Duration::from_secs(10),
+    ))
 }
 
 /// The contract. The store is empty at first.

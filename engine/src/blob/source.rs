@@ -3,7 +3,7 @@
 use super::{BlobError, Result};
 use crate::{
     digest::{Digest, Hasher},
-    env::clock::Clock,
+    env::alarms::Alarms,
 };
 use bytes::Bytes;
 use futures_util::future::{Either, select};
@@ -52,7 +52,7 @@ impl Pieces {
 pub struct Chunks {
     digest: Digest,
     receiver: async_channel::Receiver<Chunk>,
-    clock: Clock,
+    alarms: Alarms,
     idle: Duration,
     received: u64,
     hasher: Option<Hasher>,
@@ -64,10 +64,10 @@ impl Chunks {
     pub const fn new(
         digest: Digest,
         receiver: async_channel::Receiver<Chunk>,
-        clock: Clock,
+        alarms: Alarms,
         idle: Duration,
     ) -> Self {
-        Self { digest, receiver, clock, idle, received: 0, hasher: None }
+        Self { digest, receiver, alarms, idle, received: 0, hasher: None }
     }
 
     /// The same, whose end is an error where the bytes are not those of `digest`.
@@ -86,7 +86,7 @@ impl Chunks {
     pub async fn next(&mut self) -> Result<Option<Pieces>> {
         let received = {
             let next = pin!(self.receiver.recv());
-            let idle = pin!(self.clock.sleep(self.idle));
+            let idle = pin!(self.alarms.sleep(self.idle));
             match select(next, idle).await {
                 Either::Left((received, _)) => received.ok(),
                 Either::Right(_) => None,

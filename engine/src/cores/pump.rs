@@ -96,7 +96,7 @@ impl<S: BlobStore> Pump<S> {
     /// Makes what was acknowledged durable at least once an epoch; never ends.
     pub(super) async fn sync_epochs(&self) {
         loop {
-            self.env.clock.sleep(EPOCH).await;
+            self.env.alarms.sleep(EPOCH).await;
             self.shard.sync_epoch().await;
         }
     }
@@ -221,7 +221,8 @@ impl<S: BlobStore> Pump<S> {
         let own = committed.clone();
         uploads.insert(name.clone(), OpenUpload { committed: committed.clone(), parked: None });
         drop(reply.send(Ok(Attached { chunks, committed, outcome })));
-        let source = Chunks::new(digest, receiver, self.env.clock, self.limits.upload_idle);
+        let source =
+            Chunks::new(digest, receiver, self.env.alarms.clone(), self.limits.upload_idle);
         Some(async move {
             let stored = self.store.put(digest, Source::Chunks(source)).await;
             let mut uploads = self.uploads.borrow_mut();

@@ -27,9 +27,6 @@ const BLOCKING_THREADS: usize = 4;
 /// How late a core may notice that another thread woke it, while it is busy.
 const WAKE_LATENCY: Duration = Duration::from_millis(1);
 
-/// How often a core that has nothing to do looks at its inbox all the same.
-const BEAT: Duration = Duration::from_millis(20);
-
 /// What the part in front of a core's store is given.
 #[derive(Clone)]
 pub struct CoreContext {
@@ -141,15 +138,6 @@ pub fn start(
     Ok(RunningCores { threads })
 }
 
-/// Wakes the executor now and then; never ends. A wake-up from another thread was seen to get lost
-/// about once in a million times on a parked executor: this is how long it can go unnoticed
-/// (docs/plan/0001).
-async fn beat(env: &Env) {
-    loop {
-        env.clock.sleep(BEAT).await;
-    }
-}
-
 /// All that crosses into a core's thread when it starts.
 struct OneCore {
     id: u16,
@@ -188,7 +176,7 @@ impl OneCore {
                     let epochs = pin!(pump.sync_epochs());
                     select(pin!(pump.run(self.inbox)), epochs).await;
                 };
-                select(pin!(join(front, store)), pin!(beat(&env))).await;
+                select(pin!(join(front, store)), pin!(env.alarms.beat())).await;
             },
             queue,
         );

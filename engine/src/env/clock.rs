@@ -36,9 +36,4 @@ impl Clock {
     pub fn wall(&self) -> SystemTime {
         SystemTime::now()
     }
-
-    /// Waits on the executor of a data core.
-    pub async fn sleep(&self, duration: Duration) {
-        glommio::timer::sleep(duration).await;
-    }
 }

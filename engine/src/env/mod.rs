@@ -1,10 +1,12 @@
 //! The outside world, as values: all that a core may touch besides its inputs. Code of the
 //! engine must never take the time or open a file of the store in any other way.
 
+pub mod alarms;
 pub(crate) mod buffer;
 pub mod clock;
 pub mod disk;
 
+use alarms::Alarms;
 use clock::Clock;
 use disk::Disk;
 use std::rc::Rc;
@@ -13,6 +15,8 @@ use std::rc::Rc;
 pub struct Env {
     /// Time.
     pub clock: Clock,
+    /// Waiting.
+    pub alarms: Alarms,
     /// Files.
     pub disk: Disk,
 }
@@ -21,6 +25,7 @@ impl Env {
     /// The real world, for the executor that runs on the calling thread.
     #[must_use]
     pub fn real() -> Rc<Self> {
-        Rc::new(Self { clock: Clock::start(), disk: Disk::real() })
+        let clock = Clock::start();
+        Rc::new(Self { clock, alarms: Alarms::new(clock), disk: Disk::real() })
     }
 }

@@ -231,7 +231,7 @@ impl ByteStreamService {
     /// Refuses messages behind finish_write; a client that leaves its stream open is answered.
     async fn expect_end(&self, reader: &mut MessageReader<Incoming>) -> Result<(), Status> {
         let next = pin!(reader.next());
-        let wait = pin!(self.core.env.clock.sleep(CLOSE_WAIT));
+        let wait = pin!(self.core.env.alarms.sleep(CLOSE_WAIT));
         match select(next, wait).await {
             Either::Left((Ok(Some(_)), _)) => {
                 Err(Status::invalid_argument("a message after finish_write"))

@@ -7,6 +7,6 @@ mod timer;
 
 pub(crate) use self::{
     accept::{Connections, accept},
-    serve::{Accepted, Patience, ServeConfig, serve},
+    serve::{Accepted, Patience, ServeConfig, Timers, serve},
     timer::ControlTimer,
 };

@@ -1,6 +1,7 @@
 //! HTTP/2 on one core's connections. Bounds everything that a peer can make us keep.
 
 use super::{accept::Connections, io::Socket, timer::ControlTimer};
+use engine::env::alarms::Alarms;
 use futures_util::future::{Either, LocalBoxFuture, select};
 use http_body::Body;
 use hyper::{
@@ -69,6 +70,15 @@ impl Patience {
     };
 }
 
+/// What a core's connections wait by.
+#[derive(Clone)]
+pub(crate) struct Timers {
+    /// For hyper, which wants timers that are `Send`.
+    pub(crate) control: ControlTimer,
+    /// For everything else.
+    pub(crate) alarms: Alarms,
+}
+
 /// The connections that are handed to one core.
 pub(crate) struct Accepted {
     /// Which core.
@@ -97,7 +107,7 @@ pub(crate) async fn serve<S, B>(
     accepted: Accepted,
     config: ServeConfig,
     draining: watch::Receiver<bool>,
-    timer: ControlTimer,
+    timer: Timers,
     service: S,
 ) where
     S: Service<http::Request<Incoming>, Response = http::Response<B>> + Clone + 'static,
@@ -108,6 +118,7 @@ pub(crate) async fn serve<S, B>(
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let Accepted { core, queue, connections } = accepted;
+    let alarms = timer.alarms.clone();
     let open = Rc::new(Open::default());
     while let Ok(stream) = queue.recv().await {
         open.count.set(open.count.get() + 1);
@@ -126,15 +137,15 @@ pub(crate) async fn serve<S, B>(
             open.ended.notified().await;
         }
     });
-    select(all_ended, pin!(glommio::timer::sleep(config.grace))).await;
+    select(all_ended, pin!(alarms.sleep(config.grace))).await;
 }
 
 /// Returns once a connection had no stream for a moment, in which one that was on its way would
 /// have come.
-async fn until_idle(streams: &Streams) {
+async fn until_idle(streams: &Streams, alarms: &Alarms) {
     loop {
         let before = streams.open.get();
-        glommio::timer::sleep(IDLE_BEFORE_CLOSE).await;
+        alarms.sleep(IDLE_BEFORE_CLOSE).await;
         if before == 0 && streams.open.get() == 0 {
             return;
         }
@@ -142,8 +153,8 @@ async fn until_idle(streams: &Streams) {
 }
 
 /// Returns once a connection was without any request for too long; never where it had one.
-async fn until_given_up(streams: &Streams, first_request: Duration) {
-    glommio::timer::sleep(first_request).await;
+async fn until_given_up(streams: &Streams, alarms: &Alarms, first_request: Duration) {
+    alarms.sleep(first_request).await;
     if streams.any.get() {
         std::future::pending::<()>().await;
     }
@@ -234,7 +245,7 @@ async fn serve_one<S, B>(
     stream: TcpStream,
     config: ServeConfig,
     mut draining: watch::Receiver<bool>,
-    timer: ControlTimer,
+    timer: Timers,
     service: S,
 ) where
     S: Service<http::Request<Incoming>, Response = http::Response<B>> + 'static,
@@ -247,7 +258,7 @@ async fn serve_one<S, B>(
     let streams = Rc::new(Streams::default());
     let socket = Socket::new(glommio::net::TcpStream::from(socket2::Socket::from(stream)));
     let connection = http2::Builder::new(LocalExecutor)
-        .timer(timer)
+        .timer(timer.control)
         .keep_alive_interval(config.patience.ping_interval)
         .keep_alive_timeout(config.patience.pong)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -261,7 +272,7 @@ async fn serve_one<S, B>(
         .serve_connection(socket, Counted { service, streams: streams.clone() });
     let mut connection = pin!(connection);
     let drain = pin!(draining.wait_for(|draining| *draining));
-    let given_up = pin!(until_given_up(&streams, config.patience.first_request));
+    let given_up = pin!(until_given_up(&streams, &timer.alarms, config.patience.first_request));
     let ended = match select(connection.as_mut(), select(drain, given_up)).await {
         Either::Left((ended, _)) => ended,
         Either::Right((Either::Right(_), _)) => {
@@ -271,7 +282,7 @@ async fn serve_one<S, B>(
         Either::Right((Either::Left(_), _)) => {
             connection.as_mut().graceful_shutdown();
             // The peer of an idle connection may be asleep: nobody waits for its answer.
-            match select(connection, pin!(until_idle(&streams))).await {
+            match select(connection, pin!(until_idle(&streams, &timer.alarms))).await {
                 Either::Left((ended, _)) => ended,
                 Either::Right(_) => Ok(()),
             }

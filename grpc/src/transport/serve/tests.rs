@@ -2,6 +2,7 @@
 
 use super::*;
 use bytes::Bytes;
+use engine::env::Env;
 use futures_util::future::pending;
 use glommio::LocalExecutorBuilder;
 use http_body_util::Empty;
@@ -37,9 +38,9 @@ const REQUEST: &[u8] = b"\0\0\x06\x01\x04\0\0\0\x01\x83\x86\x84\x41\x01x";
 /// Whether a peer that says this and falls silent is hung up on.
 fn is_hung_up_on(said: &[&[u8]], patience: Patience) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let timer = ControlTimer::new(runtime.handle().clone());
+    let control = ControlTimer::new(runtime.handle().clone());
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let control = thread::spawn(move || runtime.block_on(ended));
+    let clock = thread::spawn(move || runtime.block_on(ended));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (connections, mut queues) = Connections::new(1, 1);
@@ -52,10 +53,15 @@ fn is_hung_up_on(said: &[&[u8]], patience: Patience) -> bool {
     let core = LocalExecutorBuilder::default()
         .spawn(move || async move {
             let queue = accepted.connections.clone();
-            serve(accepted, config, drain, timer, Mute).await;
-            while queue.open() > 0 {
-                glommio::timer::sleep(NEAR).await;
-            }
+            let alarms = Env::real().alarms.clone();
+            let timer = Timers { control, alarms: alarms.clone() };
+            let served = async {
+                serve(accepted, config, drain, timer, Mute).await;
+                while queue.open() > 0 {
+                    alarms.sleep(NEAR).await;
+                }
+            };
+            select(pin!(served), pin!(alarms.beat())).await;
         })
         .unwrap();
     said.iter().for_each(|said| peer.write_all(said).unwrap());
@@ -64,7 +70,7 @@ fn is_hung_up_on(said: &[&[u8]], patience: Patience) -> bool {
     drop((peer, draining));
     core.join().unwrap();
     drop(end);
-    let _ = control.join().unwrap();
+    let _ = clock.join().unwrap();
     closed
 }
 
