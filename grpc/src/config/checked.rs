@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use crate::resource_name::KEYWORDS;
+
 use super::error::Fault;
 use super::parts::{
     CpuChoice, CpuSettings, ExecutionSettings, LimitSettings, SandboxSettings, ServerConfig,
@@ -34,17 +36,6 @@ const TOOLCHAIN_PATHS_MAX: usize = 1000;
 const SHARDS_MAX: usize = 64;
 /// A store of fewer segments could not give one back while it fills the next.
 const SEGMENTS_MIN: u64 = 4;
-/// Words that REAPI keeps for itself in resource names; a segment of an instance name is none.
-const RESERVED: &[&str] = &[
-    "blobs",
-    "uploads",
-    "actions",
-    "actionResults",
-    "operations",
-    "capabilities",
-    "compressed-blobs",
-];
-
 type Checked<T> = Result<T, Fault>;
 
 pub(super) fn server(raw: RawServer) -> Checked<ServerConfig> {
@@ -184,7 +175,7 @@ fn address(text: &str) -> Checked<SocketAddr> {
 fn instances(names: Vec<String>) -> Checked<Vec<String>> {
     let is_name = |name: &String| {
         name.len() <= NAME_BYTES_MAX
-            && !name.split('/').any(|segment| RESERVED.contains(&segment))
+            && !name.split('/').any(|segment| KEYWORDS.contains(&segment))
             && !name.chars().any(char::is_control)
     };
     if names.len() <= INSTANCES_MAX && names.iter().all(is_name) {
@@ -192,7 +183,7 @@ fn instances(names: Vec<String>) -> Checked<Vec<String>> {
     }
     let expected = format!(
         "at most {INSTANCES_MAX} names of at most {NAME_BYTES_MAX} bytes, none with a segment {}",
-        RESERVED.join(", ")
+        KEYWORDS.join(", ")
     );
     Err(fault("instances", expected))
 }
