@@ -123,6 +123,9 @@ impl Shard {
     }
 
     fn lose(&self, digest: &Digest, home: Home) {
+        if !self.index.borrow_mut().get_mut(digest).is_some_and(|entry| entry.has(home)) {
+            return;
+        }
         // First: whoever asks in between must not find a result complete that is not.
         self.losses.add();
         tracing::error!(%digest, ?home, "a stored blob is damaged there");

@@ -7,7 +7,7 @@ use super::{
     layout::{MODE_EXECUTABLE, MODE_PLAIN},
 };
 use crate::{
-    blob::{Home, Link, Result},
+    blob::{BlobError, Home, Link, Result},
     digest::Digest,
     limits::WRITE_BYTES,
 };
@@ -33,11 +33,15 @@ impl Shard {
             links.push(Link { path: path.clone() });
             let home = Home::file(executable);
             if entry.has(home) {
-                if entry.is_verified(home) || self.verify_file(&digest, home).await.is_ok() {
+                if entry.is_verified(home) {
                     continue;
                 }
-                // Another home may be left to make it from.
-                self.touch(&digest)?;
+                match self.verify_file(&digest, home).await {
+                    Ok(()) => continue,
+                    // That one is lost by now; another home may be left to make it from.
+                    Err(BlobError::NotFound(_)) => {}
+                    Err(other) => return Err(other),
+                }
             }
             let entry = self.touch(&digest)?;
             let _share = self.reserve(digest.size())?;

@@ -331,3 +331,17 @@ fn space_is_not_promised_twice() {
         shards[0].reserve(600).unwrap();
     });
 }
+
+#[test]
+fn a_home_that_a_blob_does_not_have_can_not_be_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    with_shards(config(directory.path()), 1, true, async |shards| {
+        fill(&shards).await;
+        let digest = Digest::of(&blob_of(300_000));
+        let before = shards[0].space_used();
+        let verified = shards[0].verify_file(&digest, Home::Executable).await;
+        assert!(matches!(verified, Err(BlobError::NotFound(_))), "{verified:?}");
+        assert_eq!(shards[0].space_used(), before);
+        assert_eq!(shards[0].find_missing(vec![digest]).await.unwrap(), []);
+    });
+}
