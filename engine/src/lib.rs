@@ -8,6 +8,7 @@
 //! - [`blob`] the verbs of a store, and the layers around a shard
 //! - [`shard`] one range of digests, on one disk, by one core
 //! - [`cores`] one CPU each: a store, an inbox, a pump; [`cores::Cores`] is the handle to all
+//! - [`tier`] another cache below this node: read through, written through
 //! - [`exec`] from an Action to an ActionResult
 //!
 //! Five ideas: a digest has one owner; a boundary is owner – request – handle; a store is three
@@ -20,3 +21,4 @@ pub mod env;
 pub mod exec;
 pub mod limits;
 pub mod shard;
+pub mod tier;

@@ -14,7 +14,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("blob", &["digest", "limits", "env"]),
     ("shard", &["digest", "limits", "env", "blob"]),
     ("cores", &["digest", "limits", "env", "blob", "shard"]),
-    ("exec", &["digest", "limits", "env", "blob", "cores"]),
+    ("tier", &["digest", "limits", "env", "blob", "cores"]),
+    ("exec", &["digest", "limits", "env", "blob", "cores", "tier"]),
 ];
 
 /// Files that use a module above them, which one, and why.
