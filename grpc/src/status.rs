@@ -44,7 +44,7 @@ pub(crate) fn blob_status(error: &BlobError) -> Status {
         BlobError::Overloaded | BlobError::Full => retry(Code::ResourceExhausted, message),
         BlobError::Stopped => retry(Code::Unavailable, message),
         // Never NOT_FOUND: that would be a claim about the blob.
-        BlobError::Disk(_) => retry(Code::Unavailable, message),
+        BlobError::Disk(_) | BlobError::Below(_) => retry(Code::Unavailable, message),
     }
 }
 
@@ -136,6 +136,7 @@ mod tests {
             (BlobError::Full, Code::ResourceExhausted),
             (BlobError::Stopped, Code::Unavailable),
             (disk, Code::Unavailable),
+            (BlobError::Below("gone".into()), Code::Unavailable),
         ] {
             assert_eq!(blob_status(&error).code(), code, "{error}");
         }

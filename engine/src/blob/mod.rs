@@ -3,7 +3,6 @@
 //! Invariant: a layer never learns what it wraps; there is no downcast here.
 //! Invariant: `find_missing` names every absent blob and no other.
 
-pub mod action_cache;
 #[cfg(test)]
 pub(crate) mod contract;
 mod empty;
@@ -12,7 +11,11 @@ pub mod source;
 mod stack;
 mod verified;
 
-pub use self::{home::Home, source::Source, stack::stack};
+pub use self::{
+    home::Home,
+    source::{Growth, Source},
+    stack::stack,
+};
 
 use self::{empty::EmptyBlob, verified::Verified};
 use crate::digest::Digest;
@@ -54,6 +57,9 @@ pub enum BlobError {
     /// The disk failed.
     #[error("disk: {0}")]
     Disk(Arc<io::Error>),
+    /// It is not here, and the tier below can't be asked; the caller may try again.
+    #[error("the tier below can't be asked: {0}")]
+    Below(Arc<str>),
 }
 
 impl From<io::Error> for BlobError {

@@ -7,8 +7,8 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::future::{Either, select};
-use std::{pin::pin, time::Duration};
-use tokio::sync::OwnedSemaphorePermit;
+use std::{fs::File, pin::pin, sync::Arc, time::Duration};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 /// Where a store takes a blob's bytes from.
 pub enum Source {
@@ -48,6 +48,18 @@ impl Pieces {
     }
 }
 
+/// How far a blob has come in that is read before it is whole.
+#[derive(Clone, Debug, Default)]
+pub struct Growth {
+    /// The file that grows, once there is one; small blobs have none.
+    pub file: Option<Arc<File>>,
+    /// Bytes of it that can be read. They went through the digest's hash, but only the last byte
+    /// tells whether they are right.
+    pub written: u64,
+    /// How it ended: kept, or not.
+    pub outcome: Option<Result<()>>,
+}
+
 /// The receiving end of an upload.
 pub struct Chunks {
     digest: Digest,
@@ -56,6 +68,7 @@ pub struct Chunks {
     idle: Duration,
     received: u64,
     hasher: Option<Hasher>,
+    growth: Option<Arc<watch::Sender<Growth>>>,
 }
 
 impl Chunks {
@@ -67,7 +80,7 @@ impl Chunks {
         alarms: Alarms,
         idle: Duration,
     ) -> Self {
-        Self { digest, receiver, alarms, idle, received: 0, hasher: None }
+        Self { digest, receiver, alarms, idle, received: 0, hasher: None, growth: None }
     }
 
     /// The same, whose end is an error where the bytes are not those of `digest`.
@@ -76,6 +89,30 @@ impl Chunks {
         self.digest = digest;
         self.hasher = Some(Hasher::new(digest.function()));
         self
+    }
+
+    /// The same, watched while it grows.
+    #[must_use]
+    pub fn followed(mut self, growth: Arc<watch::Sender<Growth>>) -> Self {
+        self.growth = Some(growth);
+        self
+    }
+
+    /// Whether somebody reads the blob while it grows.
+    #[must_use]
+    pub const fn is_followed(&self) -> bool {
+        self.growth.is_some()
+    }
+
+    /// Tells whoever follows which file grows, or how far it has.
+    pub fn grown(&self, file: Option<Arc<File>>, written: u64) {
+        let Some(growth) = &self.growth else { return };
+        growth.send_if_modified(|growth| {
+            let news = file.is_some() || growth.written != written;
+            growth.file = file.or_else(|| growth.file.take());
+            growth.written = written;
+            news
+        });
     }
 
     /// The next bytes; `None` after the last.

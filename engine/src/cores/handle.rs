@@ -313,7 +313,7 @@ impl Cores {
         answer.await.map_err(|_| BlobError::Stopped) // the only await
     }
 
-    fn submit(&self, shard: ShardId, request: Request) -> Result<()> {
+    pub(super) fn submit(&self, shard: ShardId, request: Request) -> Result<()> {
         use async_channel::TrySendError::{Closed, Full};
         self.inboxes[usize::from(shard.0)].try_send(request).map_err(|refused| match refused {
             Full(_) => BlobError::Overloaded,
@@ -321,7 +321,7 @@ impl Cores {
         })
     }
 
-    fn owner(&self, digest: &Digest) -> ShardId {
+    pub(super) fn owner(&self, digest: &Digest) -> ShardId {
         digest.owner(self.shards())
     }
 

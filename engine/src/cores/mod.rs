@@ -6,6 +6,7 @@
 //! - one path: a request to this very core goes through its inbox too;
 //! - nothing is spawned; requests and uploads in service are bounded.
 
+mod fill;
 mod handle;
 pub mod placement;
 mod pump;
@@ -15,6 +16,7 @@ mod stream;
 
 pub(crate) use self::handle::LossCounter;
 pub use self::{
+    fill::{Fill, Growing},
     handle::Cores,
     request::StoredAction,
     start::{CoreContext, Front, RunningCores, StartError, WaitingCores, prepare, start},

@@ -4,7 +4,7 @@
 
 use super::{
     handle::Inbox,
-    request::{Attached, Reply, Request, UploadName},
+    request::{Attached, GrowthSender, Reply, Request, UploadName},
 };
 use crate::{
     blob::{
@@ -86,6 +86,13 @@ impl<S: BlobStore> Pump<S> {
                 Turn::Received(Request::Attach { name, digest, reply }) => {
                     if let Some(upload) = self.attach(name, digest, reply) {
                         uploads.push(Box::pin(upload));
+                    }
+                }
+                Turn::Received(Request::Fill { digest, chunks, growth }) => {
+                    if uploads.len() < self.limits.uploads_max {
+                        uploads.push(Box::pin(self.fill(digest, chunks, growth)));
+                    } else {
+                        ended(&growth, Err(BlobError::Overloaded));
                     }
                 }
                 Turn::Received(request) => in_flight.push(self.serve(request)),
@@ -198,6 +205,19 @@ impl<S: BlobStore> Pump<S> {
         Ok(whole)
     }
 
+    /// Keeps a blob that comes in pieces and is read meanwhile.
+    async fn fill(
+        &self,
+        digest: Digest,
+        chunks: async_channel::Receiver<Chunk>,
+        growth: GrowthSender,
+    ) {
+        let idle = self.limits.upload_idle;
+        let source = Chunks::new(digest, chunks, self.env.alarms.clone(), idle);
+        let source = source.followed(growth.clone());
+        ended(&growth, self.store.put(digest, Source::Chunks(source)).await);
+    }
+
     /// Answers who wants to send; the future that takes what is sent, where it is a fresh upload.
     fn attach(
         &self,
@@ -233,6 +253,10 @@ impl<S: BlobStore> Pump<S> {
             drop(sender.send(Some(stored)));
         })
     }
+}
+
+fn ended(growth: &GrowthSender, outcome: Result<()>) {
+    growth.send_modify(|growth| growth.outcome = Some(outcome));
 }
 
 /// Ends the upload that has been without a connection for the longest time; false where each has

@@ -76,6 +76,20 @@ impl Disk {
         Ok(Temporary { file: Arc::new(file) })
     }
 
+    /// A file without a name, to read from while it grows. Never the descriptor that writes: as
+    /// long as one is open the kernel executes no file of this inode (execve(2), ETXTBSY).
+    ///
+    /// # Errors
+    /// As open(2).
+    pub async fn reader(&self, file: &Temporary) -> io::Result<Arc<File>> {
+        let file = file.file.clone();
+        blocking(move || {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            File::open(path).map(Arc::new)
+        })
+        .await
+    }
+
     /// An empty buffer for [`Disk::write_large`].
     pub(crate) fn buffer(&self) -> Buffer {
         self.writes.take()

@@ -8,7 +8,12 @@ use super::{
     prepare::{Prepared, check_name, named},
     tree::{Account, Owner, make_directory},
 };
-use crate::{blob::Link, cores::Cores, digest::Digest};
+use crate::{
+    blob::{BlobError, Link},
+    cores::Cores,
+    digest::Digest,
+    tier::Blobs,
+};
 use bytes::Bytes;
 use futures_lite::future::block_on;
 use proto::reapi::{Directory, DirectoryNode};
@@ -41,22 +46,18 @@ pub(super) struct InputTree {
 }
 
 impl InputTree {
-    /// Reads the tree and makes sure that all it names is here, leased.
+    /// Reads the tree and brings here all that it names, leased.
     ///
     /// # Errors
     /// `Missing` with everything that is absent, `Invalid` for names and shapes that are refused.
-    pub(super) fn read(
-        cores: &Cores,
-        prepared: &Prepared,
-        limits: &ExecLimits,
-    ) -> Result<Self, ExecError> {
+    pub(super) fn read(prepared: &Prepared, limits: &ExecLimits) -> Result<Self, ExecError> {
         let mut tree = Self { root: prepared.input_root, directories: HashMap::new() };
-        let mut missing = tree.read_directories(cores, limits)?;
+        let mut missing = tree.read_directories(&prepared.blobs, limits)?;
         tree.measure(limits)?;
         let files: BTreeSet<Digest> = tree.files().map(|(digest, _)| digest).collect();
         let files: Vec<Digest> = files.into_iter().collect();
         for batch in files.chunks(FIND_BATCH_MAX) {
-            missing.extend(block_on(cores.find_missing(batch.to_vec()))?);
+            missing.extend(block_on(prepared.blobs.bring(batch.to_vec()))?);
         }
         if missing.is_empty() { Ok(tree) } else { Err(ExecError::Missing(missing)) }
     }
@@ -64,7 +65,7 @@ impl InputTree {
     /// Fetches level by level; says which directories are absent.
     fn read_directories(
         &mut self,
-        cores: &Cores,
+        blobs: &Blobs,
         limits: &ExecLimits,
     ) -> Result<Vec<Digest>, ExecError> {
         let mut seen = BTreeSet::from([self.root]);
@@ -80,7 +81,7 @@ impl InputTree {
                     return Err(ExecError::Invalid("the input tree is too large".to_owned()));
                 }
                 batch.iter().try_for_each(check_message_size)?;
-                let read = block_on(cores.get_many(batch.to_vec()))?;
+                let read = block_on(blobs.get_many(batch.to_vec()))?;
                 for (&digest, encoded) in batch.iter().zip(read) {
                     match encoded {
                         Ok(encoded) => {
@@ -91,7 +92,8 @@ impl InputTree {
                             }
                             self.directories.insert(digest, directory);
                         }
-                        Err(crate::blob::BlobError::NotFound(_)) => missing.push(digest),
+                        // The client has it, whatever the tier below would say.
+                        Err(BlobError::NotFound(_) | BlobError::Below(_)) => missing.push(digest),
                         Err(other) => return Err(ExecError::Store(other)),
                     }
                 }

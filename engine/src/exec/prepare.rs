@@ -7,8 +7,8 @@ use super::{
 };
 use crate::{
     blob::BlobError,
-    cores::Cores,
     digest::{Digest, DigestFunction},
+    tier::Blobs,
 };
 use bytes::Bytes;
 use prost::Message;
@@ -31,6 +31,8 @@ const NAME_BYTES_MAX: usize = 255;
 /// An action that may be queued.
 #[derive(Clone, Debug)]
 pub struct Prepared {
+    /// Where its inputs come from and its outputs go.
+    pub(crate) blobs: Blobs,
     /// The instance whose action cache gets the result.
     pub instance: String,
     /// The action.
@@ -52,6 +54,7 @@ impl Prepared {
     /// One that runs nothing worth running.
     pub(super) fn for_tests(digest: Digest) -> Self {
         Self {
+            blobs: crate::cores::prepare(1, 1).handle().into(),
             instance: String::new(),
             digest,
             command: digest,
@@ -96,18 +99,18 @@ pub(crate) enum OutputKind {
 /// # Errors
 /// `Missing` where a blob is absent, `Invalid` where something is malformed or not offered.
 pub async fn prepare(
-    cores: &Cores,
+    blobs: &Blobs,
     instance: &str,
     digest: Digest,
     limits: &ExecLimits,
 ) -> Result<Prepared, ExecError> {
-    let action: Action = read(cores, digest, limits).await?;
+    let action: Action = read(blobs, digest, limits).await?;
     let command_digest = named(action.command_digest.as_ref(), "command_digest")?;
     let input_root = named(action.input_root_digest.as_ref(), "input_root_digest")?;
-    let command: Command = match read(cores, command_digest, limits).await {
+    let command: Command = match read(blobs, command_digest, limits).await {
         // The client is told of both at once, and comes back once.
         Err(ExecError::Missing(_)) => {
-            let mut missing = cores.find_missing(vec![input_root]).await?;
+            let mut missing = blobs.find_missing(vec![input_root]).await?;
             missing.push(command_digest);
             return Err(ExecError::Missing(missing));
         }
@@ -132,6 +135,7 @@ pub async fn prepare(
     }
     let outputs = outputs(&command, limits)?;
     Ok(Prepared {
+        blobs: blobs.clone(),
         instance: instance.to_owned(),
         digest,
         command: command_digest,
@@ -149,12 +153,12 @@ pub async fn prepare(
 }
 
 async fn read<M: Message + Default>(
-    cores: &Cores,
+    blobs: &Blobs,
     digest: Digest,
     limits: &ExecLimits,
 ) -> Result<M, ExecError> {
     let bound = limits.tree_bytes_max.min(MESSAGE_BYTES_MAX);
-    let encoded: Bytes = match cores.read(digest, bound).await {
+    let encoded: Bytes = match blobs.read(digest, bound).await {
         Ok(encoded) => encoded,
         Err(BlobError::NotFound(digest)) => return Err(ExecError::Missing(vec![digest])),
         Err(other) => return Err(ExecError::Store(other)),

@@ -13,7 +13,7 @@ use super::{
     },
     worker::Job,
 };
-use crate::{blob::action_cache, env::clock::Clock};
+use crate::{env::clock::Clock, tier::action_cache};
 use rustix::{event::EventfdFlags, fd::OwnedFd};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},

@@ -10,7 +10,12 @@ use super::{
     scheduler::event::RunId,
     tree::{self, Owner, make_directory},
 };
-use crate::{blob::action_cache, cores::Cores, env::clock::Clock};
+use crate::{
+    blob::BlobError,
+    cores::Cores,
+    env::clock::Clock,
+    tier::action_cache::{self, TreeBounds},
+};
 use bytes::Bytes;
 use futures_lite::future::block_on;
 use proto::reapi::ActionResult;
@@ -91,15 +96,26 @@ impl Workshop {
         times.worker_completed = Some(self.clock.wall());
         result.execution_metadata = Some(times.metadata(&self.node_id));
         let error = ended.err();
-        if error.is_none() && result.exit_code == 0 && job.prepared.cacheable {
-            let Prepared { instance, digest, .. } = &*job.prepared;
+        if error.is_none() {
             // The outputs are kept and the client can have them: it is a later one that pays.
-            if let Err(error) = block_on(action_cache::put(&self.cores, instance, *digest, &result))
-            {
-                tracing::warn!(action = %digest, %error, "a result was not cached");
+            if let Err(error) = block_on(self.keep(&job.prepared, &result)) {
+                tracing::warn!(action = %job.prepared.digest, %error, "a result was not kept");
             }
         }
         ExecuteOutcome { result: Some(result), error, cached: false }
+    }
+
+    /// The result into the action cache, where it may be, and its blobs below.
+    async fn keep(&self, prepared: &Prepared, result: &ActionResult) -> Result<(), BlobError> {
+        let Prepared { blobs, instance, digest, .. } = prepared;
+        let bounds = TreeBounds {
+            bytes_max: self.limits.tree_bytes_max,
+            directories_max: self.limits.tree_directories_max,
+        };
+        if result.exit_code == 0 && prepared.cacheable {
+            return action_cache::put(blobs, instance, *digest, result, bounds).await;
+        }
+        action_cache::push_blobs(blobs, result, bounds).await.map(drop)
     }
 
     fn run_in(
@@ -111,7 +127,7 @@ impl Workshop {
     ) -> Result<(), ExecError> {
         let Attempt { owner, job, .. } = *attempt;
         times.input_fetch_start = Some(self.clock.wall());
-        let tree = InputTree::read(&self.cores, &job.prepared, &self.limits)?;
+        let tree = InputTree::read(&job.prepared, &self.limits)?;
         make_directory(rustix::fs::CWD, attempt.root, owner)?;
         tree.lay_out(&self.cores, attempt.root, owner)?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

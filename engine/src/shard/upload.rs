@@ -37,9 +37,13 @@ impl Shard {
             return self.keep_small(digest, &whole).await;
         }
         let mut growing = self.grow(&digest).await?;
+        if chunks.is_followed() {
+            chunks.grown(Some(self.env.disk.reader(&growing.file).await?), 0);
+        }
         while let Some(pieces) = chunks.next().await? {
             for piece in pieces.iter() {
                 growing.push(self, piece).await?;
+                chunks.grown(None, growing.written);
             }
         }
         self.publish(digest, growing).await

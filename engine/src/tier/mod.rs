@@ -5,6 +5,21 @@
 //! Invariant: nothing here is awaited by a core's pump: a tier that hangs costs the request that
 //! asked, not a slot of a core.
 
+pub mod action_cache;
+mod batch;
 mod below;
+mod blobs;
+mod counts;
+mod fetch;
+mod handle;
+mod push;
+mod serve;
 
-pub use self::below::{Below, BelowError, BelowResult, Incoming, Outgoing};
+pub use self::{
+    below::{Below, BelowError, BelowResult, Incoming, Outgoing},
+    blobs::{Backing, Blobs, Owed, WriteMode},
+    counts::{Count, TierCounts},
+    handle::{Following, Tier},
+    push::outgoing,
+    serve::TierConfig,
+};

@@ -163,7 +163,14 @@ pub(super) fn node(
         message_bytes_max: server.message_bytes_max,
         find_missing_digests_max: server.find_missing_digests_max,
     };
-    Node { cores, limits: limits.clone(), bounds: Arc::new(bounds), executions, control }
+    Node {
+        cores,
+        limits: limits.clone(),
+        bounds: Arc::new(bounds),
+        backing: None,
+        executions,
+        control,
+    }
 }
 
 pub(super) fn serve_config(server: &ServerConfig) -> ServeConfig {

@@ -5,10 +5,9 @@ use super::{Node, digest, function};
 use crate::status;
 use bytes::Bytes;
 use engine::{
-    blob::action_cache,
-    cores::Cores,
     digest::{Digest, DigestFunction},
     exec::is_plain_path,
+    tier::{Blobs, action_cache},
 };
 use prost::Message;
 use proto::reapi::{
@@ -41,12 +40,10 @@ impl ActionCache for ActionCacheService {
         request: Request<GetActionResultRequest>,
     ) -> Result<Response<ActionResult>, Status> {
         let request = request.into_inner();
-        self.node.check_instance(&request.instance_name)?;
+        let blobs = self.node.blobs(&request.instance_name)?;
         let function = function(request.digest_function)?;
         let action = digest(request.action_digest.as_ref(), function)?;
-        let Node { cores, limits, .. } = &self.node;
-        let found = action_cache::get(cores, &request.instance_name, action, limits).await;
-        let found = found.map_err(|error| status::blob_status(&error))?;
+        let found = cached(&self.node, &blobs, &request.instance_name, action).await?;
         let mut result = found
             .ok_or_else(|| Status::not_found(format!("no complete result of action {action}")))?;
         let wanted = Inline {
@@ -54,7 +51,7 @@ impl ActionCache for ActionCacheService {
             stderr: request.inline_stderr,
             files: &request.inline_output_files,
         };
-        inline(cores, &mut result, &wanted).await;
+        inline(&blobs, &mut result, &wanted).await;
         Ok(Response::new(result))
     }
 
@@ -63,18 +60,31 @@ impl ActionCache for ActionCacheService {
         request: Request<UpdateActionResultRequest>,
     ) -> Result<Response<ActionResult>, Status> {
         let request = request.into_inner();
-        self.node.check_instance(&request.instance_name)?;
+        let blobs = self.node.blobs(&request.instance_name)?;
         let function = function(request.digest_function)?;
         let action = digest(request.action_digest.as_ref(), function)?;
         let result = request
             .action_result
             .ok_or_else(|| Status::invalid_argument("action_result is missing"))?;
         check(&result, function)?;
-        let stored =
-            action_cache::put(&self.node.cores, &request.instance_name, action, &result).await;
+        let (instance, bounds) = (&request.instance_name, (&*self.node.limits).into());
+        let stored = action_cache::put(&blobs, instance, action, &result, bounds).await;
         stored.map_err(|error| status::blob_status(&error))?;
         Ok(Response::new(result))
     }
+}
+
+/// The complete result of an action, from here or from below.
+pub(crate) async fn cached(
+    node: &Node,
+    blobs: &Blobs,
+    instance: &str,
+    action: Digest,
+) -> Result<Option<ActionResult>, Status> {
+    let sound = |result: &ActionResult| check(result, DigestFunction::Sha256).is_ok();
+    let bounds = (&*node.limits).into();
+    let found = action_cache::get(blobs, instance, action, bounds, sound).await;
+    found.map_err(|error| status::blob_status(&error))
 }
 
 /// Refuses a result that could never be a hit, or that no client should believe.
@@ -127,30 +137,30 @@ fn check_paths(result: &ActionResult) -> Result<(), Status> {
 }
 
 /// Puts into the result what the client asked for, as far as there is room.
-pub(crate) async fn inline(cores: &Cores, result: &mut ActionResult, wanted: &Inline<'_>) {
+pub(crate) async fn inline(blobs: &Blobs, result: &mut ActionResult, wanted: &Inline<'_>) {
     let mut room = INLINE_TOTAL_BYTES_MAX.saturating_sub(result.encoded_len() as u64);
     if wanted.stdout && result.stdout_raw.is_empty() {
-        result.stdout_raw = fetch(cores, result.stdout_digest.as_ref(), &mut room).await;
+        result.stdout_raw = fetch(blobs, result.stdout_digest.as_ref(), &mut room).await;
     }
     if wanted.stderr && result.stderr_raw.is_empty() {
-        result.stderr_raw = fetch(cores, result.stderr_digest.as_ref(), &mut room).await;
+        result.stderr_raw = fetch(blobs, result.stderr_digest.as_ref(), &mut room).await;
     }
     let named: HashSet<&str> = wanted.files.iter().map(String::as_str).collect();
     for file in &mut result.output_files {
         if named.contains(file.path.as_str()) {
-            file.contents = fetch(cores, file.digest.as_ref(), &mut room).await;
+            file.contents = fetch(blobs, file.digest.as_ref(), &mut room).await;
         }
     }
 }
 
 /// The blob, or nothing where it does not fit: inlining is a courtesy.
-async fn fetch(cores: &Cores, wire: Option<&proto::reapi::Digest>, room: &mut u64) -> Bytes {
+async fn fetch(blobs: &Blobs, wire: Option<&proto::reapi::Digest>, room: &mut u64) -> Bytes {
     let parsed = wire
         .and_then(|wire| Digest::parse(DigestFunction::Sha256, &wire.hash, wire.size_bytes).ok());
     let Some(digest) = parsed.filter(|digest| digest.size() <= *room) else {
         return Bytes::new();
     };
-    let bytes = cores.read(digest, *room).await.unwrap_or_default();
+    let bytes = blobs.read(digest, *room).await.unwrap_or_default();
     *room -= bytes.len() as u64;
     bytes
 }

@@ -7,7 +7,7 @@ use super::{
     messages::{MessageReader, WriteMessage, enveloped, read_response},
 };
 use crate::{
-    resource_name::{ResourceName, parse_read, parse_write},
+    resource_name::{parse_read, parse_write},
     status,
 };
 use bytes::{Bytes, BytesMut};
@@ -15,6 +15,7 @@ use engine::{
     blob::BlobError,
     cores::{BlobReader, CoreContext, Upload},
     digest::{Digest, DigestFunction, HASH_BYTES, Hasher},
+    tier::Blobs,
 };
 use futures_util::{
     future::{Either, select},
@@ -107,7 +108,7 @@ impl ByteStreamService {
         let request: ReadRequest = only_message(&mut reader).await?;
         check_header(headers, &request.resource_name)?;
         let name = parse_read(&request.resource_name).map_err(|bad| status::name_status(&bad))?;
-        self.node.check_instance(&name.instance)?;
+        let blobs = self.node.blobs(&name.instance)?;
         let size = name.digest.size();
         let start = u64::try_from(request.read_offset).ok().filter(|&start| start <= size);
         let start = start.ok_or_else(|| {
@@ -117,8 +118,8 @@ impl ByteStreamService {
         let limit = u64::try_from(request.read_limit)
             .map_err(|_| Status::out_of_range("read_limit is negative"))?;
         let end = if limit == 0 { size } else { start.saturating_add(limit).min(size) };
-        let CoreContext { cores, env, .. } = self.core;
-        let mut blob = BlobReader::open(cores, env, name.digest, start..end)
+        let mut blob = blobs
+            .open(self.core.env, name.digest, start..end)
             .await
             .map_err(|error| status::blob_status(&error))?;
         // The first piece before the headers: damage found in it is a plain error.
@@ -135,24 +136,30 @@ impl ByteStreamService {
         let first = first.ok_or_else(|| Status::invalid_argument("a write without a message"))?;
         check_header(headers, &first.resource_name)?;
         let name = parse_write(&first.resource_name).map_err(|bad| status::name_status(&bad))?;
-        self.node.check_instance(&name.instance)?;
+        let blobs = self.node.blobs(&name.instance)?;
         if name.digest.size() > self.node.limits.blob_bytes_max {
             let size_max = self.node.limits.blob_bytes_max;
             let error = BlobError::TooLarge { size: name.digest.size(), size_max };
             return Err(status::blob_status(&error));
         }
-        if self.is_present(name.digest).await? {
+        if is_kept(&blobs, name.digest).await? {
             return Ok(WriteResponse { committed_size: name.digest.size_i64() });
         }
         if first.finish_write && first.write_offset == 0 {
-            return self.write_whole(name.digest, first, reader).await;
+            return self.write_whole(&blobs, name.digest, first, reader).await;
         }
-        self.write_parts(&name, first, reader).await
+        let written = self.write_parts(name.digest, first, reader).await?;
+        if written.committed_size == name.digest.size_i64() {
+            let pushed = blobs.push(vec![name.digest]).await;
+            pushed.map_err(|error| status::blob_status(&error))?;
+        }
+        Ok(written)
     }
 
     /// A blob that came in one message.
     async fn write_whole(
         self,
+        blobs: &Blobs,
         digest: Digest,
         message: WriteMessage,
         mut reader: MessageReader<Incoming>,
@@ -162,7 +169,8 @@ impl ByteStreamService {
         }
         self.expect_end(&mut reader).await?;
         let bytes = joined(message.data);
-        let kept = self.node.cores.put(digest, bytes).await;
+        let kept = blobs.put_many(vec![(digest, bytes)]).await;
+        let kept = kept.and_then(|mut kept| kept.pop().unwrap_or(Err(BlobError::Stopped)));
         kept.map_err(|error| status::blob_status(&error))?;
         Ok(WriteResponse { committed_size: digest.size_i64() })
     }
@@ -170,11 +178,11 @@ impl ByteStreamService {
     /// A blob that comes in parts, perhaps over several calls.
     async fn write_parts(
         self,
-        name: &ResourceName,
+        digest: Digest,
         first: WriteMessage,
         mut reader: MessageReader<Incoming>,
     ) -> Result<WriteResponse, Status> {
-        let upload = self.node.cores.upload(upload_name(&first.resource_name), name.digest).await;
+        let upload = self.node.cores.upload(upload_name(&first.resource_name), digest).await;
         let mut upload = upload.map_err(|error| status::blob_status(&error))?;
         let own_name = first.resource_name.clone();
         // A client that begins anew sends again what is here: passed over, and hashed with the
@@ -189,15 +197,15 @@ impl ByteStreamService {
                 return Err(wrong_offset(message.write_offset, position));
             }
             position += message.data_len();
-            if position > name.digest.size() {
-                return Err(status::blob_status(&BlobError::Mismatch(name.digest)));
+            if position > digest.size() {
+                return Err(status::blob_status(&BlobError::Mismatch(digest)));
             }
             let finish = message.finish_write;
             write_rest(&mut upload, message, position).await?;
             if finish {
                 self.expect_end(&mut reader).await?;
                 upload.finish().await.map_err(|error| status::blob_status(&error))?;
-                return Ok(WriteResponse { committed_size: name.digest.size_i64() });
+                return Ok(WriteResponse { committed_size: digest.size_i64() });
             }
             next = next_write(&mut reader).await?;
         }
@@ -210,8 +218,8 @@ impl ByteStreamService {
     ) -> Result<QueryWriteStatusResponse, Status> {
         let request: QueryWriteStatusRequest = only_message(&mut reader).await?;
         let name = parse_write(&request.resource_name).map_err(|bad| status::name_status(&bad))?;
-        self.node.check_instance(&name.instance)?;
-        if self.is_present(name.digest).await? {
+        let blobs = self.node.blobs(&name.instance)?;
+        if is_kept(&blobs, name.digest).await? {
             let committed_size = name.digest.size_i64();
             return Ok(QueryWriteStatusResponse { committed_size, complete: true });
         }
@@ -221,11 +229,6 @@ impl ByteStreamService {
         let committed = committed.ok_or_else(|| Status::not_found("there is no such write"))?;
         let committed_size = i64::try_from(committed).unwrap_or(i64::MAX);
         Ok(QueryWriteStatusResponse { committed_size, complete: false })
-    }
-
-    async fn is_present(&self, digest: Digest) -> Result<bool, Status> {
-        let missing = self.node.cores.find_missing(vec![digest]).await;
-        Ok(missing.map_err(|error| status::blob_status(&error))?.is_empty())
     }
 
     /// Refuses messages behind finish_write; a client that leaves its stream open is answered.
@@ -240,6 +243,10 @@ impl ByteStreamService {
             Either::Left((Ok(None), _)) | Either::Right(_) => Ok(()),
         }
     }
+}
+
+async fn is_kept(blobs: &Blobs, digest: Digest) -> Result<bool, Status> {
+    blobs.is_kept(digest).await.map_err(|error| status::blob_status(&error))
 }
 
 /// Hands over what of a message that ends at `end` is not here yet.

@@ -7,6 +7,8 @@ use engine::{
     blob::BlobError,
     digest::{Digest, DigestFunction},
     exec::{check_message_size, decode_message},
+    limits::Limits,
+    tier::Blobs,
 };
 use futures_util::stream::{self, Stream, StreamExt};
 use prost::Message;
@@ -52,7 +54,7 @@ impl ContentAddressableStorage for CasService {
         request: Request<FindMissingBlobsRequest>,
     ) -> Result<Response<FindMissingBlobsResponse>, Status> {
         let request = request.into_inner();
-        self.node.check_instance(&request.instance_name)?;
+        let blobs = self.node.blobs(&request.instance_name)?;
         let function = function(request.digest_function)?;
         let bound = self.node.bounds.find_missing_digests_max;
         if request.blob_digests.len() > bound {
@@ -65,7 +67,7 @@ impl ContentAddressableStorage for CasService {
             .collect::<Result<Vec<_>, _>>()?;
         let mut missing_blob_digests = Vec::new();
         for batch in digests.chunks(FIND_BATCH_MAX) {
-            let missing = self.node.cores.find_missing(batch.to_vec()).await;
+            let missing = blobs.find_missing(batch.to_vec()).await;
             let missing = missing.map_err(|error| status::blob_status(&error))?;
             missing_blob_digests.extend(missing.iter().map(to_wire));
         }
@@ -77,20 +79,20 @@ impl ContentAddressableStorage for CasService {
         request: Request<BatchUpdateBlobsRequest>,
     ) -> Result<Response<BatchUpdateBlobsResponse>, Status> {
         let request = request.into_inner();
-        self.node.check_instance(&request.instance_name)?;
+        let blobs = self.node.blobs(&request.instance_name)?;
         let function = function(request.digest_function)?;
         let total = request.requests.iter().map(|one| one.data.len()).sum::<usize>();
         check_total(total as u64, self.node.bounds.batch_bytes_max)?;
-        let mut blobs = Vec::with_capacity(request.requests.len());
+        let mut uploads = Vec::with_capacity(request.requests.len());
         let mut outcomes = Vec::with_capacity(request.requests.len());
         for one in request.requests {
             let checked = check_upload(one.digest.as_ref(), &one.data, one.compressor, function);
             outcomes.push((one.digest, checked.as_ref().err().cloned()));
             if let Ok(digest) = checked {
-                blobs.push((digest, one.data));
+                uploads.push((digest, one.data));
             }
         }
-        let kept = self.node.cores.put_many(blobs).await;
+        let kept = blobs.put_many(uploads).await;
         let mut kept = kept.map_err(|error| status::blob_status(&error))?.into_iter();
         let responses = outcomes.into_iter().map(|(digest, refused)| {
             let outcome = match refused {
@@ -111,7 +113,7 @@ impl ContentAddressableStorage for CasService {
         request: Request<BatchReadBlobsRequest>,
     ) -> Result<Response<BatchReadBlobsResponse>, Status> {
         let request = request.into_inner();
-        self.node.check_instance(&request.instance_name)?;
+        let blobs = self.node.blobs(&request.instance_name)?;
         let function = function(request.digest_function)?;
         let digests = request
             .digests
@@ -120,7 +122,7 @@ impl ContentAddressableStorage for CasService {
             .collect::<Result<Vec<_>, _>>()?;
         let total = digests.iter().fold(0_u64, |sum, digest| sum.saturating_add(digest.size()));
         check_total(total, self.node.bounds.batch_bytes_max)?;
-        let read = self.node.cores.get_many(digests).await;
+        let read = blobs.get_many(digests).await;
         let read = read.map_err(|error| status::blob_status(&error))?;
         let mut room = room_for_blobs(request.digests.len())?;
         let responses = request.digests.into_iter().zip(read).map(|(digest, read)| {
@@ -149,14 +151,14 @@ impl ContentAddressableStorage for CasService {
         request: Request<GetTreeRequest>,
     ) -> Result<Response<TreeStream>, Status> {
         let request = request.into_inner();
-        self.node.check_instance(&request.instance_name)?;
+        let blobs = self.node.blobs(&request.instance_name)?;
         let function = function(request.digest_function)?;
         let root = digest(request.root_digest.as_ref(), function)?;
         let skip = page_start(&request.page_token)?;
         let asked = usize::try_from(request.page_size)
             .map_err(|_| Status::invalid_argument("page_size is negative"))?;
         let page = if asked == 0 { PAGE_DIRECTORIES_MAX } else { asked.min(PAGE_DIRECTORIES_MAX) };
-        let directories = walk(&self.node, root, function).await?;
+        let directories = walk(&blobs, &self.node.limits, root, function).await?;
         if skip > directories.len() {
             return Err(Status::invalid_argument("page_token is beyond the tree"));
         }
@@ -243,11 +245,11 @@ fn page_start(token: &str) -> Result<usize, Status> {
 /// Every directory that is here, each once, parents first and in the order they are named: the
 /// same for each page of a sequence.
 async fn walk(
-    node: &Node,
+    blobs: &Blobs,
+    limits: &Limits,
     root: Digest,
     function: DigestFunction,
 ) -> Result<Vec<Directory>, Status> {
-    let limits = &node.limits;
     let mut seen = HashSet::from([root]);
     let mut level = vec![root];
     let (mut directories, mut bytes, mut room) = (Vec::new(), 0_u64, TREE_ENTRIES_MAX);
@@ -259,7 +261,7 @@ async fn walk(
         }
         let sizes = level.iter().try_for_each(check_message_size);
         sizes.map_err(|error| status::exec_status(&error))?;
-        let read = node.cores.get_many(level.clone()).await;
+        let read = blobs.get_many(level.clone()).await;
         let read = read.map_err(|error| status::blob_status(&error))?;
         for (here, encoded) in level.into_iter().zip(read) {
             let encoded = match encoded {

@@ -3,14 +3,14 @@
 
 use super::{
     Node,
-    action_cache::{Inline, inline},
+    action_cache::{Inline, cached, inline},
     digest, function, to_wire,
 };
 use crate::status;
 use engine::{
-    blob::action_cache,
     digest::Digest,
     exec::{ExecuteOutcome, Executions, Listening, OperationState, Stage},
+    tier::Blobs,
 };
 use futures_util::stream::{self, Stream, StreamExt};
 use proto::{
@@ -50,7 +50,7 @@ impl Execution for ExecutionService {
         request: Request<ExecuteRequest>,
     ) -> Result<Response<OperationStream>, Status> {
         let request = request.into_inner();
-        self.node.check_instance(&request.instance_name)?;
+        let blobs = self.node.blobs(&request.instance_name)?;
         let function = function(request.digest_function)?;
         let action = digest(request.action_digest.as_ref(), function)?;
         let hints = InlineHints {
@@ -60,14 +60,15 @@ impl Execution for ExecutionService {
         };
         let executions = self.node.executions()?;
         if !request.skip_cache_lookup
-            && let Some(state) = self.cached(executions, &request.instance_name, action).await?
+            && let Some(state) =
+                self.cached(executions, &blobs, &request.instance_name, action).await?
         {
             let operation = operation_of(&self.node, &state, &hints).await;
             return Ok(Response::new(stream::iter([Ok(operation)]).boxed()));
         }
         let instance = &request.instance_name;
-        let prepared =
-            engine::exec::prepare(&self.node.cores, instance, action, executions.limits()).await;
+        let limits = executions.limits();
+        let prepared = engine::exec::prepare(&blobs, instance, action, limits).await;
         let prepared = prepared.map_err(|error| status::exec_status(&error))?;
         let priority = request.execution_policy.map_or(0, |ExecutionPolicy { priority }| priority);
         let listening = executions.execute(prepared, priority).await;
@@ -91,12 +92,11 @@ impl ExecutionService {
     async fn cached(
         &self,
         executions: &Executions,
+        blobs: &Blobs,
         instance: &str,
         action: Digest,
     ) -> Result<Option<OperationState>, Status> {
-        let Node { cores, limits, .. } = &self.node;
-        let found = action_cache::get(cores, instance, action, limits).await;
-        let found = found.map_err(|error| status::blob_status(&error))?;
+        let found = cached(&self.node, blobs, instance, action).await?;
         Ok(found.map(|result| OperationState {
             name: format!("{}:{}", executions.node_id(), uuid::Uuid::new_v4()).into(),
             action,
@@ -175,7 +175,7 @@ async fn response_of(
     if let Some(result) = &mut result {
         let InlineHints { stdout, stderr, files } = hints;
         let wanted = Inline { stdout: *stdout, stderr: *stderr, files };
-        inline(&node.cores, result, &wanted).await;
+        inline(&node.cores.clone().into(), result, &wanted).await;
     }
     let status = match &outcome.error {
         Some(error) => status::to_wire(&status::exec_status(error)),

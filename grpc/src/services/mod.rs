@@ -15,9 +15,10 @@ use engine::{
     digest::{Digest, DigestFunction},
     exec::Executions,
     limits::Limits,
+    tier::{Backing, Blobs, Owed, Tier, WriteMode},
 };
 use proto::reapi;
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tonic::Status;
 
 /// Longest instance name taken, in bytes.
@@ -29,10 +30,22 @@ pub(crate) struct Node {
     pub(crate) cores: Cores,
     pub(crate) limits: Arc<Limits>,
     pub(crate) bounds: Arc<Bounds>,
+    /// What lies below, if anything does.
+    pub(crate) backing: Option<BackingRule>,
     /// Where actions are executed here.
     pub(crate) executions: Option<Executions>,
     /// The control core, for what has to wait and be `Send`.
     pub(crate) control: tokio::runtime::Handle,
+}
+
+/// The tier below, and what each instance is promised of it.
+#[derive(Clone)]
+pub(crate) struct BackingRule {
+    pub(crate) tier: Tier,
+    pub(crate) backlog: Arc<dyn Owed>,
+    pub(crate) mode: WriteMode,
+    /// Instances that have another mode.
+    pub(crate) mode_by_instance: Arc<HashMap<String, WriteMode>>,
 }
 
 /// Bounds of the protocol's front.
@@ -50,7 +63,7 @@ pub(crate) struct Bounds {
 
 impl Node {
     /// Refuses an instance that is not served, or a name that is not one.
-    pub(crate) fn check_instance(&self, instance: &str) -> Result<(), Status> {
+    fn check_instance(&self, instance: &str) -> Result<(), Status> {
         let segments = || instance.split('/');
         let malformed = !instance.is_empty()
             && segments().any(|segment| segment.is_empty() || KEYWORDS.contains(&segment));
@@ -64,6 +77,16 @@ impl Node {
         }
         let message = format!("instance {instance:?} is not served here");
         Err(Status::invalid_argument(crate::status::short(message)))
+    }
+
+    /// What an instance can be given, and where what it brings goes.
+    pub(crate) fn blobs(&self, instance: &str) -> Result<Blobs, Status> {
+        self.check_instance(instance)?;
+        let backing = self.backing.as_ref().map(|rule| {
+            let mode = rule.mode_by_instance.get(instance).copied().unwrap_or(rule.mode);
+            Backing { tier: rule.tier.clone(), mode, backlog: rule.backlog.clone() }
+        });
+        Ok(Blobs::new(self.cores.clone(), Vec::new(), backing))
     }
 
     /// The executions of this node.

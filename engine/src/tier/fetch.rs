@@ -1,0 +1,168 @@
+//! Blobs on their way up: streamed while they are stored, or many small ones in one request. Must
+//! never hand out bytes that were not hashed.
+
+use super::{
+    BelowError,
+    handle::Phase,
+    serve::{Known, Shared},
+};
+use crate::{
+    blob::{BlobError, Result},
+    cores::Fill,
+    digest::Digest,
+};
+use bytes::Bytes;
+use futures_util::{
+    future::{Either, select},
+    stream::StreamExt,
+};
+use std::pin::pin;
+use tokio::sync::watch;
+
+/// How often one fetch may go on where it broke off.
+const RESUMES_MAX: u32 = 3;
+
+/// A small blob, and those that wait for it.
+pub(super) type Wanted = (Digest, watch::Sender<Option<Result<Bytes>>>);
+
+/// One blob, streamed. Ends early when nobody waits for it any more.
+pub(super) async fn large(shared: &Shared, digest: Digest, phase: &watch::Sender<Phase>) -> Known {
+    let fetched = {
+        let fetch = pin!(stream(shared, digest, phase));
+        let left = pin!(phase.closed());
+        match select(fetch, left).await {
+            Either::Left((fetched, _)) => fetched,
+            Either::Right(_) => {
+                shared.counts.left.add(1);
+                return Known::Nothing;
+            }
+        }
+    };
+    let known = match &fetched {
+        Ok(()) => {
+            shared.counts.fetched.add(1);
+            shared.counts.fetched_bytes.add(digest.size());
+            Known::Here
+        }
+        Err(BelowError::Absent) => {
+            shared.counts.absent.add(1);
+            Known::Absent
+        }
+        Err(BelowError::Wrong(_)) => {
+            wrong(shared, digest);
+            Known::Wrong
+        }
+        Err(_) => Known::Nothing,
+    };
+    if let Err(error) = fetched {
+        let error = shared.failed(digest, error);
+        // Those that already read learn it from the blob's own outcome.
+        phase.send_modify(|phase| {
+            if matches!(phase, Phase::Opening) {
+                *phase = Phase::Failed(error);
+            }
+        });
+    }
+    known
+}
+
+async fn stream(
+    shared: &Shared,
+    digest: Digest,
+    phase: &watch::Sender<Phase>,
+) -> std::result::Result<(), BelowError> {
+    let mut pieces = shared.below.read(digest, 0).await?;
+    let mut fill: Option<Fill> = None;
+    let (mut received, mut resumes) = (0_u64, 0);
+    while received < digest.size() {
+        let piece = match pieces.next().await {
+            Some(Ok(piece)) => piece,
+            None => return Err(BelowError::Wrong(digest)),
+            Some(Err(error)) if error.may_pass() && resumes < RESUMES_MAX => {
+                resumes += 1;
+                shared.counts.resumed.add(1);
+                pieces = shared.below.read(digest, received).await?;
+                continue;
+            }
+            Some(Err(error)) => return Err(error),
+        };
+        received += piece.len() as u64;
+        if received > digest.size() {
+            return Err(BelowError::Wrong(digest));
+        }
+        let fill = match &mut fill {
+            Some(fill) => fill,
+            None => {
+                let begun = fill.insert(shared.cores.fill(digest)?);
+                phase.send_replace(Phase::Growing(begun.growing()));
+                begun
+            }
+        };
+        fill.write(piece).await.map_err(|error| wrong_or_own(error, digest))?;
+    }
+    // Too many bytes are as wrong as too few.
+    if let Some(Ok(more)) = pieces.next().await
+        && !more.is_empty()
+    {
+        return Err(BelowError::Wrong(digest));
+    }
+    let Some(fill) = fill else { return Err(BelowError::Wrong(digest)) };
+    fill.finish().await.map_err(|error| wrong_or_own(error, digest))
+}
+
+fn wrong_or_own(error: BlobError, digest: Digest) -> BelowError {
+    match error {
+        BlobError::Mismatch(_) => BelowError::Wrong(digest),
+        other => BelowError::Local(other),
+    }
+}
+
+/// Small blobs in one request: hashed, kept, handed out.
+pub(super) async fn small(shared: &Shared, group: Vec<Wanted>) -> Vec<(Digest, Known)> {
+    let digests: Vec<Digest> = group.iter().map(|(digest, _)| *digest).collect();
+    let read = match shared.below.read_many(digests.clone()).await {
+        Ok(read) => read,
+        Err(error) => digests.iter().map(|_| Err(error.clone())).collect(),
+    };
+    let mut known = Vec::with_capacity(group.len());
+    let mut kept = Vec::new();
+    for (at, (digest, _)) in group.iter().enumerate() {
+        match read.get(at) {
+            Some(Ok(bytes)) if Digest::of(bytes) == *digest => {
+                known.push((*digest, Known::Here));
+                kept.push((*digest, bytes.clone()));
+            }
+            Some(Ok(_)) => {
+                wrong(shared, *digest);
+                known.push((*digest, Known::Wrong));
+            }
+            Some(Err(BelowError::Absent)) => {
+                shared.counts.absent.add(1);
+                known.push((*digest, Known::Absent));
+            }
+            Some(Err(_)) | None => known.push((*digest, Known::Nothing)),
+        }
+    }
+    shared.counts.fetched.add(kept.len() as u64);
+    shared.counts.fetched_bytes.add(kept.iter().map(|(digest, _)| digest.size()).sum());
+    // Who asked gets the bytes in any case: they were hashed. A store that is full keeps none.
+    if let Err(error) = shared.cores.put_many(kept).await {
+        tracing::debug!(%error, "blobs from below were not kept");
+    }
+    let mut read = read.into_iter();
+    for ((digest, waiting), (_, known)) in group.into_iter().zip(&known) {
+        let read = read.next().unwrap_or(Err(BelowError::Absent));
+        let answer = match (known, read) {
+            (Known::Here, Ok(bytes)) => Ok(bytes),
+            (_, Err(error)) => Err(shared.failed(digest, error)),
+            _ => Err(BlobError::NotFound(digest)),
+        };
+        waiting.send_replace(Some(answer));
+    }
+    known
+}
+
+fn wrong(shared: &Shared, digest: Digest) {
+    shared.counts.wrong.add(1);
+    tracing::error!(tier = shared.below.name(), %digest, "wrong bytes came from below");
+}
