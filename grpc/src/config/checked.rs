@@ -21,10 +21,10 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
-const MILLION: u64 = 1_000_000;
+pub(super) const MILLION: u64 = 1_000_000;
 
-const SECOND: Duration = Duration::from_secs(1);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Instance names in one list.
 const INSTANCES_MAX: usize = 1000;
@@ -36,7 +36,7 @@ const TOOLCHAIN_PATHS_MAX: usize = 1000;
 const SHARDS_MAX: usize = 64;
 /// A store of fewer segments could not give one back while it fills the next.
 const SEGMENTS_MIN: u64 = 4;
-type Checked<T> = Result<T, Fault>;
+pub(super) type Checked<T> = Result<T, Fault>;
 
 pub(super) fn server(raw: RawServer) -> Checked<ServerConfig> {
     let message = size("message_bytes_max", raw.message_bytes_max, 64 * KIB..=GIB)?;
@@ -47,7 +47,7 @@ pub(super) fn server(raw: RawServer) -> Checked<ServerConfig> {
     }
     let digests = raw.find_missing_digests_max;
     Ok(ServerConfig {
-        listen: address(&raw.listen)?,
+        listen: address("listen", &raw.listen)?,
         connections_max: count("connections_max", raw.connections_max, 1..=MILLION)?,
         streams_max: count("streams_max", raw.streams_max, 1..=100_000)?,
         header_bytes_max: size("header_bytes_max", raw.header_bytes_max, KIB..=MIB)?,
@@ -156,20 +156,20 @@ pub(super) fn sandbox(raw: RawSandbox) -> Checked<SandboxSettings> {
     })
 }
 
-fn address(text: &str) -> Checked<SocketAddr> {
+pub(super) fn address(key: &str, text: &str) -> Checked<SocketAddr> {
     const EXPECTED: &str = "HOST:PORT, like 127.0.0.1:8980 or [::1]:8980";
     let host = text.rsplit_once(':').map(|(host, _)| host).filter(|host| !host.is_empty());
     // What has colons outside brackets would be cut at the wrong one.
     if host.is_none_or(|host| host.contains(':') && !host.starts_with('[')) {
-        return Err(fault("listen", EXPECTED));
+        return Err(fault(key, EXPECTED));
     }
     let found: Vec<_> = text
         .to_socket_addrs()
-        .map_err(|error| fault("listen", format!("{EXPECTED} ({error})")))?
+        .map_err(|error| fault(key, format!("{EXPECTED} ({error})")))?
         .collect();
     // `localhost` is both; clients that are given 127.0.0.1 must find the node.
     let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
-    first.copied().ok_or_else(|| fault("listen", format!("{EXPECTED} (the name has no address)")))
+    first.copied().ok_or_else(|| fault(key, format!("{EXPECTED} (the name has no address)")))
 }
 
 fn instances(names: Vec<String>) -> Checked<Vec<String>> {
@@ -224,7 +224,11 @@ fn toolchain(paths: Vec<String>) -> Checked<Vec<PathBuf>> {
     }
 }
 
-fn count<T: TryFrom<u64>>(key: &str, value: Count, range: RangeInclusive<u64>) -> Checked<T> {
+pub(super) fn count<T: TryFrom<u64>>(
+    key: &str,
+    value: Count,
+    range: RangeInclusive<u64>,
+) -> Checked<T> {
     within(key, &range, &value.0)?;
     narrow(key, value.0)
 }
@@ -234,7 +238,11 @@ fn size<T: TryFrom<u64>>(key: &str, value: Size, range: RangeInclusive<u64>) -> 
     narrow(key, value.0)
 }
 
-fn period(key: &str, value: Period, range: RangeInclusive<Duration>) -> Checked<Duration> {
+pub(super) fn period(
+    key: &str,
+    value: Period,
+    range: RangeInclusive<Duration>,
+) -> Checked<Duration> {
     within(key, &(Period(*range.start())..=Period(*range.end())), &value)?;
     Ok(value.0)
 }
@@ -252,6 +260,6 @@ fn narrow<T: TryFrom<u64>>(key: &str, value: u64) -> Checked<T> {
     T::try_from(value).map_err(|_| fault(key, "a number that this machine can count to"))
 }
 
-fn fault(key: &str, expected: impl Into<String>) -> Fault {
+pub(super) fn fault(key: &str, expected: impl Into<String>) -> Fault {
     Fault::new(expected).under(key)
 }

@@ -103,7 +103,7 @@ impl Fault {
             .or_else(|| self.against.and_then(origin_of))
             .unwrap_or(Origin::Default);
         let found = tree.entry(&self.key).map_or(&Value::Nothing, |entry| &entry.value);
-        let found = found.to_string();
+        let found = shown(&self.key, found);
         ConfigError::BadValue { origin, key: self.key, found, expected: self.expected }
     }
 }
@@ -132,6 +132,16 @@ impl de::Error for Fault {
     fn unknown_variant(_found: &str, words: &'static [&'static str]) -> Self {
         Self::new(format!("one of {}", words.join(", ")))
     }
+}
+
+/// Keys whose values are nobody's business: they end up in logs and in tickets.
+const SECRETS: [&str; 4] = ["backing.options", "backing.headers", "cluster.keys", "cluster.secret"];
+
+/// A value as people may see it.
+pub(super) fn shown(key: &str, value: &Value) -> String {
+    let said = value.to_string();
+    let is_empty = said == "[]" || said == "\"\"";
+    if SECRETS.contains(&key) && !is_empty { "(hidden)".to_owned() } else { said }
 }
 
 /// The error for `key`, which does not stand in `known`.

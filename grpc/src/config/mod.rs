@@ -8,6 +8,7 @@
 //!   flags ───────┘    └──────────────────────► printed, with who said what
 //! ```
 
+mod around;
 mod checked;
 mod error;
 mod parts;
@@ -24,6 +25,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+pub(crate) use around::{BackingSettings, ClusterSettings, MetricsSettings};
 pub(crate) use error::ConfigError;
 pub(crate) use parts::{
     CpuChoice, CpuSettings, Durability, ExecutionSettings, LimitSettings, LogFormat, LogLevel,
@@ -31,7 +33,7 @@ pub(crate) use parts::{
 };
 pub(crate) use raw::{Flags, environment};
 
-use error::Fault;
+use error::{Fault, shown};
 use raw::Raw;
 use tree::Value;
 
@@ -53,10 +55,16 @@ pub(crate) struct Config {
     pub(crate) execution: ExecutionSettings,
     /// The walls around an action.
     pub(crate) sandbox: SandboxSettings,
+    /// The cache below this node.
+    pub(crate) backing: BackingSettings,
+    /// The nodes beside it.
+    pub(crate) cluster: ClusterSettings,
+    /// Who reads its numbers.
+    pub(crate) metrics: MetricsSettings,
     /// What is said on stderr.
     pub(crate) log: LogSettings,
     /// All settings as YAML that reads back as the same configuration; behind each value, as a
-    /// comment, who said it.
+    /// comment, who said it. Secrets are hidden.
     pub(crate) printed: String,
 }
 
@@ -73,7 +81,8 @@ impl Config {
     }
 
     fn checked(tree: &Value) -> Result<Self, Fault> {
-        let Raw { server, store, cpus, limits, execution, sandbox, log } = Raw::deserialize(tree)?;
+        let Raw { server, store, cpus, limits, execution, sandbox, backing, cluster, metrics, log } =
+            Raw::deserialize(tree)?;
         Ok(Self {
             server: checked::server(server).map_err(|fault| fault.under("server"))?,
             store: checked::store(store).map_err(|fault| fault.under("store"))?,
@@ -81,6 +90,9 @@ impl Config {
             limits: checked::limits(limits).map_err(|fault| fault.under("limits"))?,
             execution: checked::execution(execution).map_err(|fault| fault.under("execution"))?,
             sandbox: checked::sandbox(sandbox).map_err(|fault| fault.under("sandbox"))?,
+            backing: around::backing(backing).map_err(|fault| fault.under("backing"))?,
+            cluster: around::cluster(cluster).map_err(|fault| fault.under("cluster"))?,
+            metrics: around::metrics(&metrics).map_err(|fault| fault.under("metrics"))?,
             log: LogSettings { level: log.level, format: log.format },
             printed: printed(tree),
         })
@@ -92,7 +104,8 @@ fn printed(tree: &Value) -> String {
     for section in tree.entries() {
         let _ = writeln!(text, "{}:", section.key);
         for entry in section.value.entries() {
-            let said = format!("  {}: {}", entry.key, entry.value);
+            let value = shown(&format!("{}.{}", section.key, entry.key), &entry.value);
+            let said = format!("  {}: {value}", entry.key);
             let _ = writeln!(text, "{said:<ORIGIN_COLUMN$}  # {}", entry.origin);
         }
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::around::{RawBacking, RawCluster, RawMetrics};
 use super::error::ConfigError;
 use super::parts::{Durability, LogFormat, LogLevel};
 use super::read;
@@ -44,6 +45,9 @@ pub(super) struct Raw {
     pub(super) limits: RawLimits,
     pub(super) execution: RawExecution,
     pub(super) sandbox: RawSandbox,
+    pub(super) backing: RawBacking,
+    pub(super) cluster: RawCluster,
+    pub(super) metrics: RawMetrics,
     pub(super) log: RawLog,
 }
 
