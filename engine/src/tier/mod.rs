@@ -6,5 +6,10 @@
 //! asked, not a slot of a core.
 
 mod below;
+mod guard;
 
 pub use self::below::{Below, BelowError, BelowResult, Incoming, Outgoing};
+pub use self::guard::{
+    AnswerTimes, BreakerConfig, BreakerState, GuardConfig, Guarded, Health, HedgeConfig, Question,
+    RetryConfig,
+};
