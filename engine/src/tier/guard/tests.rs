@@ -75,6 +75,7 @@ struct Scripted {
     probes: AtomicUsize,
     probing: Arc<AtomicUsize>,
     probe_takes: Mutex<Duration>,
+    takes_no_second_piece: AtomicBool,
 }
 
 /// Counts one more while it lives.
@@ -190,6 +191,9 @@ impl Below for Scripted {
             let mut bytes = bytes;
             while let Some(piece) = bytes.next().await {
                 piece.map_err(|_| reset())?; // a client library that can't tell whose error it is
+                if self.takes_no_second_piece.load(Relaxed) {
+                    std::future::pending::<()>().await;
+                }
             }
             self.step().await.map(|_| ())
         }
@@ -570,6 +574,52 @@ async fn a_tier_that_never_acknowledges_a_write_times_out() {
     let error = guarded.write(blob(), bytes).await.unwrap_err();
     assert!(matches!(error, BelowError::TimedOut), "{error}");
     assert_eq!((began.elapsed().as_secs(), guarded.health().outages), (10, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tier_that_stops_taking_a_blob_is_given_up_after_the_idle_timeout() {
+    let tier = Scripted::of([]);
+    tier.takes_no_second_piece.store(true, Relaxed);
+    let guarded = Guarded::new(tier, config());
+    let began = Instant::now();
+    let bytes = stream::iter((0..3).map(|_| Ok(Bytes::from_static(b"blob")))).boxed();
+    let error = guarded.write(blob(), bytes).await.unwrap_err();
+    assert!(matches!(error, BelowError::TimedOut), "{error}");
+    assert_eq!((began.elapsed().as_secs(), guarded.health().outages), (3, 1));
+}
+
+/// A blob of twenty pieces, one each second.
+fn slow_blob() -> Outgoing {
+    let pieces = stream::iter(0..20).then(|_| async {
+        sleep(SECOND).await;
+        Ok(Bytes::from_static(b"piece"))
+    });
+    pieces.boxed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_goes_on_survives_that_the_breaker_opens() {
+    let guarded = Guarded::new(Scripted::of([]), config());
+    let writing = tokio::spawn({
+        let guarded = guarded.clone();
+        async move { guarded.write(blob(), slow_blob()).await }
+    });
+    sleep(SECOND).await;
+    for _ in 0..7 {
+        guarded.report_wrong();
+    }
+    assert_eq!(guarded.health().breaker, BreakerState::Open);
+    writing.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_given_up_while_its_source_was_slow_says_nothing_of_the_tier() {
+    let guarded = Guarded::new(Scripted::of([]), config());
+    for _ in 0..6 {
+        let writing = guarded.write(blob(), slow_blob());
+        tokio::time::timeout(SECOND * 8, writing).await.unwrap_err();
+    }
+    assert_eq!((guarded.health().outages, guarded.health().in_flight), (0, 0));
 }
 
 /// A step drawn for a tier that is mostly well, or mostly not.
