@@ -6,19 +6,26 @@
 //! asked, not a slot of a core.
 
 pub mod action_cache;
+mod backlog;
 mod batch;
 mod below;
 mod blobs;
 mod counts;
 mod fetch;
+mod guard;
 mod handle;
 mod push;
 mod serve;
 
 pub use self::{
+    backlog::{Backlog, BacklogConfig, BacklogError, BacklogSnapshot, Drain, Item, Local},
     below::{Below, BelowError, BelowResult, Incoming, Outgoing},
     blobs::{Backing, Blobs, Owed, WriteMode},
     counts::{Count, TierCounts},
+    guard::{
+        AnswerTimes, BreakerConfig, BreakerState, GuardConfig, Guarded, Health, HedgeConfig,
+        Question, RetryConfig,
+    },
     handle::{Following, Tier},
     push::outgoing,
     serve::TierConfig,
