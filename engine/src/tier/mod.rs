@@ -5,6 +5,10 @@
 //! Invariant: nothing here is awaited by a core's pump: a tier that hangs costs the request that
 //! asked, not a slot of a core.
 
+mod backlog;
 mod below;
 
+pub use self::backlog::{
+    Backlog, BacklogConfig, BacklogError, BacklogSnapshot, Drain, Item, Local,
+};
 pub use self::below::{Below, BelowError, BelowResult, Incoming, Outgoing};
