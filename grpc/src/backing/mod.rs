@@ -2,5 +2,6 @@
 //! queue; layers around a tier do.
 
 pub(crate) mod channel;
+mod object;
 pub(crate) mod remote;
 mod zstd;
