@@ -2,7 +2,9 @@
 
 mod parts;
 mod stop;
+mod tiers;
 
+use self::tiers::Tiers;
 use crate::{
     config::{Config, LogFormat, LogLevel, LogSettings},
     front::{FrontParts, SERVICES, front},
@@ -98,8 +100,11 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
         None => (None, None, None),
     };
     let limits = Arc::new(limits);
+    let tiers = Tiers::start(&config, &handle, &limits, &store.layout.backlog(), &plan.control)?;
     let control = runtime.handle().clone();
-    let node = parts::node(&config.server, handle.clone(), &limits, executions.clone(), control);
+    let mut node =
+        parts::node(&config.server, handle.clone(), &limits, executions.clone(), control);
+    node.backing = tiers.backing.as_ref().map(|open| open.rule.clone());
     let front = front(FrontParts {
         node,
         health,
@@ -129,7 +134,9 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     let stop = stop::Stop { drain, reporter, executions, connections, cores: handle };
     let held = local.block_on(&runtime, stop.on_signal(signals, config.server.grace));
     drop(local);
-    stop::finish(held, workers, running)
+    let ended = stop::finish(held, workers, running);
+    tiers.stop();
+    ended
 }
 
 async fn tick(executions: Option<Executions>) {

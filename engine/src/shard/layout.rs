@@ -8,6 +8,7 @@
 //! DATA/cas/ab/         abcd…            a large or linkable blob, 0444
 //!                      abcd….x          its twin for executables, 0555
 //! DATA/exec/           execution roots; emptied at start
+//! DATA/backlog/        what is owed to a cache below, where one is configured
 //! ```
 
 use crate::digest::Digest;
@@ -43,6 +44,12 @@ impl Layout {
     #[must_use]
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned() }
+    }
+
+    /// Where the names of what is owed to the cache below lie; whoever uses it makes it.
+    #[must_use]
+    pub fn backlog(&self) -> PathBuf {
+        self.root.join("backlog")
     }
 
     /// Takes the store for this process, formatting it where it is empty.

@@ -3,7 +3,7 @@
 //!
 //! Must never delete a result for what is missing: the blob may come back.
 
-use super::{Backing, Blobs, WriteMode};
+use super::{Backing, Blobs, Item, WriteMode};
 use crate::{
     blob::{BlobError, Result},
     digest::{Digest, DigestFunction, HASH_BYTES, Hasher},
@@ -80,6 +80,16 @@ pub async fn get(
     Ok(Some(result))
 }
 
+/// The result stored here for an action, complete or not.
+pub(super) async fn stored(
+    blobs: &Blobs,
+    instance: &str,
+    action: Digest,
+) -> Result<Option<ActionResult>> {
+    let stored = blobs.cores().get_action(key(instance, action)).await?;
+    Ok(stored.and_then(|stored| ActionResult::decode(stored.bytes).ok()))
+}
+
 /// Stores the result of an action under an instance, over any other; below as the instance's mode
 /// says, after its blobs.
 ///
@@ -103,7 +113,8 @@ pub async fn put(
             Ok(())
         }
         Some(Backing { backlog, mode: WriteMode::Async, .. }) => {
-            backlog.action(instance.to_owned(), action).await
+            let instance = instance.to_owned();
+            Ok(backlog.push(vec![Item::Action { instance, action }]).await?)
         }
         _ => Ok(()),
     }

@@ -108,6 +108,9 @@ pub trait Below: Send + Sync + 'static {
         action: Digest,
     ) -> BoxFuture<'a, BelowResult<Option<ActionResult>>>;
 
+    /// Whoever hashes found that bytes of this tier were not those of their digest.
+    fn report_wrong(&self) {}
+
     /// Stores the result of an action, over any other.
     fn put_action<'a>(
         &'a self,

@@ -7,7 +7,7 @@
 //! write: cores -> the tier below, before the answer (sync) or after it (async)
 //! ```
 
-use super::Tier;
+use super::{Backlog, Item, Tier};
 use crate::{
     blob::{BlobError, Result},
     cores::{BlobReader, Cores},
@@ -16,7 +16,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::stream::{self, TryStreamExt};
-use std::{fmt, ops::Range, rc::Rc, sync::Arc};
+use std::{fmt, ops::Range, rc::Rc};
 
 /// Large blobs that one request brings here at the same time.
 const LARGE_AT_ONCE: usize = 4;
@@ -42,19 +42,7 @@ pub struct Backing {
     /// What a write promises.
     pub mode: WriteMode,
     /// Where writes wait for it.
-    pub backlog: Arc<dyn Owed>,
-}
-
-/// What is still to be written below. A trait, because it has a disk of its own.
-pub trait Owed: Send + Sync {
-    /// Remembers, on disk, that these blobs are owed to the tier below.
-    fn blobs(&self, digests: Vec<Digest>) -> futures_util::future::BoxFuture<'_, Result<()>>;
-    /// The same of an action's result, which goes after its blobs.
-    fn action(
-        &self,
-        instance: String,
-        action: Digest,
-    ) -> futures_util::future::BoxFuture<'_, Result<()>>;
+    pub backlog: Backlog,
 }
 
 /// Blobs as one request sees them. Cheap to clone.
@@ -269,8 +257,9 @@ impl Blobs {
                 }
             }
             _ => {
-                let digests = owed.into_iter().map(|(digest, _)| digest).collect();
-                if let Err(error) = backing.backlog.blobs(digests).await {
+                let owed = owed.into_iter().map(|(digest, _)| Item::Blob(digest)).collect();
+                if let Err(error) = backing.backlog.push(owed).await {
+                    let error = BlobError::from(error);
                     kept.into_iter().for_each(|at| answers[at] = Err(error.clone()));
                 }
             }
@@ -285,7 +274,10 @@ impl Blobs {
     pub async fn push(&self, digests: Vec<Digest>) -> Result<()> {
         match &self.backing {
             Some(Backing { tier, mode: WriteMode::Sync, .. }) => tier.push(digests).await,
-            Some(Backing { backlog, mode: WriteMode::Async, .. }) => backlog.blobs(digests).await,
+            Some(Backing { backlog, mode: WriteMode::Async, .. }) => {
+                let owed = digests.into_iter().filter(|digest| !digest.is_empty());
+                Ok(backlog.push(owed.map(Item::Blob).collect()).await?)
+            }
             _ => Ok(()),
         }
     }

@@ -164,5 +164,6 @@ pub(super) async fn small(shared: &Shared, group: Vec<Wanted>) -> Vec<(Digest, K
 
 fn wrong(shared: &Shared, digest: Digest) {
     shared.counts.wrong.add(1);
+    shared.below.report_wrong();
     tracing::error!(tier = shared.below.name(), %digest, "wrong bytes came from below");
 }

@@ -14,19 +14,21 @@ mod counts;
 mod fetch;
 mod guard;
 mod handle;
+mod local;
 mod push;
 mod serve;
 
 pub use self::{
     backlog::{Backlog, BacklogConfig, BacklogError, BacklogSnapshot, Drain, Item, Local},
     below::{Below, BelowError, BelowResult, Incoming, Outgoing},
-    blobs::{Backing, Blobs, Owed, WriteMode},
+    blobs::{Backing, Blobs, WriteMode},
     counts::{Count, TierCounts},
     guard::{
         AnswerTimes, BreakerConfig, BreakerState, GuardConfig, Guarded, Health, HedgeConfig,
         Question, RetryConfig,
     },
     handle::{Following, Tier},
+    local::LocalBlobs,
     push::outgoing,
     serve::TierConfig,
 };

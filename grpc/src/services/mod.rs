@@ -15,7 +15,7 @@ use engine::{
     digest::{Digest, DigestFunction},
     exec::Executions,
     limits::Limits,
-    tier::{Backing, Blobs, Owed, Tier, WriteMode},
+    tier::{Backing, Backlog, Blobs, Tier, WriteMode},
 };
 use proto::reapi;
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -42,7 +42,7 @@ pub(crate) struct Node {
 #[derive(Clone)]
 pub(crate) struct BackingRule {
     pub(crate) tier: Tier,
-    pub(crate) backlog: Arc<dyn Owed>,
+    pub(crate) backlog: Backlog,
     pub(crate) mode: WriteMode,
     /// Instances that have another mode.
     pub(crate) mode_by_instance: Arc<HashMap<String, WriteMode>>,

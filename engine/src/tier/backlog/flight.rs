@@ -130,7 +130,7 @@ impl Route {
     }
 
     async fn write_small(&self, digests: &[Digest]) -> Vec<Outcome> {
-        let reads = digests.to_vec().into_iter().map(|digest| self.read(digest));
+        let reads = digests.iter().copied().map(|digest| self.read(digest));
         let read: Vec<Result<Bytes, Outcome>> =
             stream::iter(reads).buffered(READS_MAX).collect().await;
         let blobs: Vec<(Digest, Bytes)> = digests
@@ -194,7 +194,7 @@ fn of_local(error: &BlobError) -> Outcome {
         | BlobError::Incomplete(_)
         | BlobError::TooLarge { .. }
         | BlobError::Disk(_) => Outcome::Refused(format!("this node: {error}")),
-        BlobError::Overloaded | BlobError::Full | BlobError::Stopped => {
+        BlobError::Overloaded | BlobError::Full | BlobError::Stopped | BlobError::Below(_) => {
             failed(&format!("this node: {error}"))
         }
     }

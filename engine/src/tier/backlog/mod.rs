@@ -119,6 +119,9 @@ pub struct BacklogSnapshot {
     pub damaged: u64,
 }
 
+/// A result, and every blob that it needs.
+pub type Whole = (ActionResult, Vec<Digest>);
+
 /// What the backlog asks of its own node.
 pub trait Local: Send + Sync + 'static {
     /// A blob to be streamed.
@@ -133,7 +136,7 @@ pub trait Local: Send + Sync + 'static {
         &'a self,
         instance: &'a str,
         action: Digest,
-    ) -> BoxFuture<'a, Result<Option<(ActionResult, Vec<Digest>)>, BlobError>>;
+    ) -> BoxFuture<'a, Result<Option<Whole>, BlobError>>;
 }
 
 /// The handle of a backlog. Cheap to clone.

@@ -60,13 +60,6 @@ impl Guarded {
         Health { in_flight: self.door.in_flight(), waiting: self.door.waiting(), ..health }
     }
 
-    /// Whoever hashes found that bytes of this tier were not those of their digest. Mismatches
-    /// that the tier's client found itself ([`BelowError::Wrong`]) are counted already.
-    pub fn report_wrong(&self) {
-        let opened = self.door.ledger().wrong(self.door.now());
-        self.door.announce(opened);
-    }
-
     async fn write_once(&self, digest: Digest, bytes: Outgoing) -> BelowResult<()> {
         let door = &self.door;
         door.ledger().called();
@@ -97,6 +90,13 @@ fn whole<T>(answers: Vec<BelowResult<T>>) -> BelowResult<Vec<BelowResult<T>>> {
 }
 
 impl Below for Guarded {
+    /// Whoever hashes found that bytes of this tier were not those of their digest. Mismatches
+    /// that the tier's client found itself ([`BelowError::Wrong`]) are counted already.
+    fn report_wrong(&self) {
+        let opened = self.door.ledger().wrong(self.door.now());
+        self.door.announce(opened);
+    }
+
     fn name(&self) -> &str {
         self.door.below.name()
     }

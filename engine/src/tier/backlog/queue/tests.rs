@@ -281,7 +281,8 @@ fn an_action_flies_after_the_blobs_before_it() {
 fn an_outage_pauses_everything_ever_longer_up_to_a_bound() {
     let mut queue = queue(2);
     let mut now = Duration::from_secs(1);
-    let mut flights = queue.handle(written((0..40).map(|n| blob(11 + 12 * (n % 20))).collect()), now);
+    let mut flights =
+        queue.handle(written((0..40).map(|n| blob(11 + 12 * (n % 20))).collect()), now);
     let mut longest = Duration::ZERO;
     for _ in 0..200 {
         let numbers = flown(&flights);
