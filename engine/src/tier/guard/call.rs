@@ -2,13 +2,13 @@
 //! Must never decide: the ledger says whether and when, this only waits and does.
 
 use super::{
-    entry::{Door, Entry},
+    entry::{Door, Entry, Over},
     ledger::Question,
 };
 use crate::tier::{Below, BelowError, BelowResult};
 use futures_util::future::{BoxFuture, Either, select};
 use std::{future::Future, pin::pin, sync::Arc};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 /// What came back, and the right under which it was asked: streams hold on to it.
 pub(super) type Answer<T> = (T, Entry);
@@ -60,10 +60,10 @@ impl Door {
         let entered = self.enter(question, deadline).await;
         let entry = entered.map_err(|error| Failure { error, asked: false })?;
         let below = &*self.below;
-        let first = perform(entry, ask(below), sleep_until(deadline));
+        let first = perform(entry, ask(below), self.over(deadline));
         let again = || {
             let entry = self.enter_again(question)?;
-            Some(perform(entry, ask(below), sleep_until(deadline)))
+            Some(perform(entry, ask(below), self.over(deadline)))
         };
         let hedge_after = self.ledger().hedge_after(question);
         let answer = match hedge_after {
@@ -80,27 +80,25 @@ impl Door {
     }
 }
 
-/// Asks once: until the answer, until `limit`, or until the breaker has been open for a while.
+/// Asks once, until the answer or until `limit` says that it is over.
 pub(super) async fn perform<T>(
     mut entry: Entry,
     asking: impl Future<Output = BelowResult<T>>,
-    limit: impl Future<Output = ()>,
+    limit: impl Future<Output = Over>,
 ) -> BelowResult<Answer<T>> {
     let answer = {
-        let (limit, cut) = (pin!(limit), pin!(entry.door().cut()));
-        let over = select(limit, cut);
-        match select(pin!(asking), over).await {
-            Either::Left((answer, _)) => Some(answer),
-            Either::Right(_) => None,
+        match select(pin!(asking), pin!(limit)).await {
+            Either::Left((answer, _)) => Ok(answer),
+            Either::Right((over, _)) => Err(over),
         }
     };
     match answer {
-        None => Err(entry.timed_out()),
-        Some(Ok(answer)) => {
+        Err(over) => Err(entry.timed_out(over)),
+        Ok(Ok(answer)) => {
             entry.first_answer();
             Ok((answer, entry))
         }
-        Some(Err(error)) => {
+        Ok(Err(error)) => {
             if matches!(error, BelowError::Absent) {
                 entry.first_answer();
             }

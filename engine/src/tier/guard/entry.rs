@@ -21,6 +21,20 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
+/// No wait is longer, so that adding one to a time never overflows.
+const WAIT_MAX: Duration = Duration::from_hours(24 * 365);
+
+/// Why an answer is not waited for any longer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Over {
+    /// The call's time is over; an attempt that began late may be innocent of that.
+    Deadline,
+    /// The breaker has opened since.
+    Cut,
+    /// The tier was to move and did not.
+    Stalled,
+}
+
 /// What all calls of one tier share.
 pub(super) struct Door {
     pub(super) below: Arc<dyn Below>,
@@ -34,7 +48,10 @@ pub(super) struct Door {
 }
 
 impl Door {
-    pub(super) fn new(below: Arc<dyn Below>, config: GuardConfig) -> Self {
+    pub(super) fn new(below: Arc<dyn Below>, mut config: GuardConfig) -> Self {
+        config.timeout = config.timeout.min(WAIT_MAX);
+        config.idle_timeout = config.idle_timeout.min(WAIT_MAX);
+        config.breaker.open_for = config.breaker.open_for.min(WAIT_MAX);
         let permits = config.concurrency_max.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             below,
@@ -92,11 +109,23 @@ impl Door {
         Some(Entry::new(self.clone(), question, epoch, permit))
     }
 
-    /// Ends some time after the breaker has opened: what hangs gives its place back by the time
-    /// that the next probe is due, however long its own timeout.
-    pub(super) async fn cut(&self) {
+    /// Ends when an answer is not to be waited for any longer: at the deadline, or some time after
+    /// the breaker has opened. What hangs gives its place back by the time that the next probe is
+    /// due, however long its own timeout.
+    pub(super) async fn over(&self, deadline: Instant) -> Over {
+        let cut = async {
+            self.opened().await;
+            sleep(self.config.breaker.open_for).await;
+        };
+        match select(pin!(sleep_until(deadline)), pin!(cut)).await {
+            Either::Left(_) => Over::Deadline,
+            Either::Right(_) => Over::Cut,
+        }
+    }
+
+    /// Ends when the breaker opens.
+    pub(super) async fn opened(&self) {
         self.opened.notified().await;
-        sleep(self.config.breaker.open_for).await;
     }
 
     /// Takes what the ledger said of an event: whether it opened the breaker.
@@ -258,9 +287,13 @@ impl Entry {
         self.door.announce(opened);
     }
 
-    /// No answer came until the call's deadline.
-    pub(super) fn timed_out(&mut self) -> BelowError {
-        let guilty = self.door.ledger().speaks_against_it(self.waited());
+    /// No answer came in time.
+    pub(super) fn timed_out(&mut self, over: Over) -> BelowError {
+        let guilty = match over {
+            Over::Deadline => self.door.ledger().speaks_against_it(self.waited()),
+            Over::Cut => false,
+            Over::Stalled => true,
+        };
         if guilty {
             self.failed(&BelowError::TimedOut);
         }

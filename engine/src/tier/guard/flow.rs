@@ -1,17 +1,21 @@
 //! Blobs that flow through: time between their pieces, bytes counted, the place held to the end.
 //! Must never keep a piece, nor blame a tier for the slowness of whoever is at the other end.
 
-use super::entry::{Door, Entry};
+use super::entry::{Door, Entry, Over};
 use crate::{
     blob::BlobError,
     tier::{BelowError, BelowResult, Incoming, Outgoing},
 };
 use bytes::Bytes;
-use futures_util::stream::{self, Stream, StreamExt};
+use futures_util::{
+    future::{Either, select},
+    stream::{self, Stream, StreamExt},
+};
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -102,9 +106,22 @@ impl Progress {
         (paced.boxed(), progress)
     }
 
-    /// Ends when the tier has let its time pass.
-    pub(super) async fn stalled(&self, door: &Door) {
+    /// Ends when the tier has let its time pass. It has less of it once the breaker has opened;
+    /// what goes on then may still go on.
+    pub(super) async fn stalled(&self, door: &Door) -> Over {
         let (idle, whole) = (door.config.idle_timeout, door.config.timeout);
+        let patience = door.config.breaker.open_for;
+        let opened = async {
+            door.opened().await;
+            self.unmoved(idle.min(patience), whole.min(patience)).await;
+        };
+        match select(pin!(self.unmoved(idle, whole)), pin!(opened)).await {
+            Either::Left(_) => Over::Stalled,
+            Either::Right(_) => Over::Cut,
+        }
+    }
+
+    async fn unmoved(&self, idle: Duration, whole: Duration) {
         loop {
             let due = match &*self.turn() {
                 Turn::Tier(since) => *since + idle,

@@ -24,7 +24,7 @@ pub enum Question {
     FindMissing,
     /// The result of an action.
     GetAction,
-    /// A blob to keep.
+    /// A blob to keep, with the time that its source takes.
     Write,
     /// Small blobs to keep.
     WriteMany,
@@ -227,13 +227,17 @@ impl Ledger {
 
     /// Nobody waits for an attempt any more, after this time without an answer; true if that
     /// opened the breaker. Callers who are less patient than the configured timeout would else
-    /// hide a tier that hangs.
+    /// hide a tier that hangs. Of a blob being written nothing is concluded: it may have waited
+    /// for its source.
     pub(super) fn abandoned(
         &mut self,
         epoch: Epoch,
         (question, waited): (Question, Duration),
         now: Duration,
     ) -> bool {
+        if question == Question::Write {
+            return false;
+        }
         self.latencies[question as usize].record_at_least(waited);
         self.speaks_against_it(waited) && self.failed(epoch, &BelowError::TimedOut, now)
     }

@@ -1,7 +1,10 @@
 //! The guard around a tier that does what a script says, in virtual time.
 
 use super::*;
-use crate::{blob::BlobError, tier::guard::retry::Chance};
+use crate::{
+    blob::BlobError,
+    tier::guard::{ledger::Ledger, retry::Chance},
+};
 use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
 use std::{
     collections::VecDeque,
@@ -75,6 +78,7 @@ struct Scripted {
     probes: AtomicUsize,
     probing: Arc<AtomicUsize>,
     probe_takes: Mutex<Duration>,
+    takes_no_second_piece: AtomicBool,
 }
 
 /// Counts one more while it lives.
@@ -190,6 +194,9 @@ impl Below for Scripted {
             let mut bytes = bytes;
             while let Some(piece) = bytes.next().await {
                 piece.map_err(|_| reset())?; // a client library that can't tell whose error it is
+                if self.takes_no_second_piece.load(Relaxed) {
+                    std::future::pending::<()>().await;
+                }
             }
             self.step().await.map(|_| ())
         }
@@ -570,6 +577,97 @@ async fn a_tier_that_never_acknowledges_a_write_times_out() {
     let error = guarded.write(blob(), bytes).await.unwrap_err();
     assert!(matches!(error, BelowError::TimedOut), "{error}");
     assert_eq!((began.elapsed().as_secs(), guarded.health().outages), (10, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tier_that_stops_taking_a_blob_is_given_up_after_the_idle_timeout() {
+    let tier = Scripted::of([]);
+    tier.takes_no_second_piece.store(true, Relaxed);
+    let guarded = Guarded::new(tier, config());
+    let began = Instant::now();
+    let bytes = stream::iter((0..3).map(|_| Ok(Bytes::from_static(b"blob")))).boxed();
+    let error = guarded.write(blob(), bytes).await.unwrap_err();
+    assert!(matches!(error, BelowError::TimedOut), "{error}");
+    assert_eq!((began.elapsed().as_secs(), guarded.health().outages), (3, 1));
+}
+
+/// A blob of twenty pieces, one each second.
+fn slow_blob() -> Outgoing {
+    let pieces = stream::iter(0..20).then(|_| async {
+        sleep(SECOND).await;
+        Ok(Bytes::from_static(b"piece"))
+    });
+    pieces.boxed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_goes_on_survives_that_the_breaker_opens() {
+    let guarded = Guarded::new(Scripted::of([]), config());
+    let writing = tokio::spawn({
+        let guarded = guarded.clone();
+        async move { guarded.write(blob(), slow_blob()).await }
+    });
+    sleep(SECOND).await;
+    for _ in 0..7 {
+        guarded.report_wrong();
+    }
+    assert_eq!(guarded.health().breaker, BreakerState::Open);
+    writing.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_given_up_while_its_source_was_slow_says_nothing_of_the_tier() {
+    let guarded = Guarded::new(Scripted::of([]), config());
+    for _ in 0..6 {
+        let writing = guarded.write(blob(), slow_blob());
+        tokio::time::timeout(SECOND * 8, writing).await.unwrap_err();
+    }
+    assert_eq!((guarded.health().outages, guarded.health().in_flight), (0, 0));
+}
+
+#[test]
+fn extra_questions_are_paid_for_and_never_sent_unless_it_is_closed() {
+    let mut ledger = Ledger::new(config());
+    let epoch = ledger.passes().unwrap();
+    let retry = |ledger: &mut Ledger| ledger.retry(&reset(), 1, SECOND * 10).is_some();
+    let spend = |ledger: &mut Ledger| {
+        let hedges = (0..50).filter(|_| ledger.hedge().is_some()).count();
+        (hedges, (0..50).filter(|_| retry(ledger)).count())
+    };
+    // The bursts; then, after more calls than they are worth, the bursts again.
+    assert_eq!(spend(&mut ledger), (2, 4));
+    (0..20).for_each(|_| ledger.called());
+    assert_eq!(spend(&mut ledger), (1, 2));
+    (0..1000).for_each(|_| ledger.called());
+    assert_eq!(spend(&mut ledger), (2, 4));
+    (0..1000).for_each(|_| ledger.called());
+    for _ in 0..5 {
+        ledger.failed(epoch, &reset(), SECOND);
+    }
+    assert_eq!(spend(&mut ledger), (0, 0));
+}
+
+#[test]
+fn a_probe_that_is_dropped_with_its_runtime_is_not_waited_for() {
+    let new = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let tier = Scripted::of(times(5, &Step::Fail(reset())));
+    let open_for = Duration::ZERO;
+    let breaker = BreakerConfig { open_for, open_for_max: open_for, ..config().breaker };
+    let config = GuardConfig { breaker, ..without_retries() };
+    let runtime = new();
+    let guarded = runtime.block_on(async { Guarded::new(tier.clone(), config) });
+    runtime.block_on(async {
+        for _ in 0..5 {
+            ask(&guarded).await.unwrap_err();
+        }
+        *tier.probe_takes.lock().unwrap() = SECOND * 1000;
+        assert!(ask(&guarded).now_or_never().is_none());
+    });
+    assert_eq!(guarded.health().breaker, BreakerState::HalfOpen);
+    drop(runtime);
+    assert_eq!(guarded.health().breaker, BreakerState::Open);
+    *tier.probe_takes.lock().unwrap() = Duration::ZERO;
+    new().block_on(async { ask(&guarded).await.unwrap() });
 }
 
 /// A step drawn for a tier that is mostly well, or mostly not.
