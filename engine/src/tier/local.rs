@@ -14,7 +14,6 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use proto::reapi::ActionResult;
 
 /// A node's own blobs and results.
 pub struct LocalBlobs {

@@ -19,7 +19,7 @@ mod push;
 mod serve;
 
 pub use self::{
-    backlog::{Backlog, BacklogConfig, BacklogError, BacklogSnapshot, Drain, Item, Local},
+    backlog::{Backlog, BacklogConfig, BacklogError, BacklogSnapshot, Drain, Item, Local, Whole},
     below::{Below, BelowError, BelowResult, Incoming, Outgoing},
     blobs::{Backing, Blobs, WriteMode},
     counts::{Count, TierCounts},

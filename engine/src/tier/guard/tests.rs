@@ -1,7 +1,10 @@
 //! The guard around a tier that does what a script says, in virtual time.
 
 use super::*;
-use crate::{blob::BlobError, tier::guard::retry::Chance};
+use crate::{
+    blob::BlobError,
+    tier::guard::{ledger::Ledger, retry::Chance},
+};
 use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
 use std::{
     collections::VecDeque,
@@ -620,6 +623,51 @@ async fn a_write_given_up_while_its_source_was_slow_says_nothing_of_the_tier() {
         tokio::time::timeout(SECOND * 8, writing).await.unwrap_err();
     }
     assert_eq!((guarded.health().outages, guarded.health().in_flight), (0, 0));
+}
+
+#[test]
+fn extra_questions_are_paid_for_and_never_sent_unless_it_is_closed() {
+    let mut ledger = Ledger::new(config());
+    let epoch = ledger.passes().unwrap();
+    let retry = |ledger: &mut Ledger| ledger.retry(&reset(), 1, SECOND * 10).is_some();
+    let spend = |ledger: &mut Ledger| {
+        let hedges = (0..50).filter(|_| ledger.hedge().is_some()).count();
+        (hedges, (0..50).filter(|_| retry(ledger)).count())
+    };
+    // The bursts; then, after more calls than they are worth, the bursts again.
+    assert_eq!(spend(&mut ledger), (2, 4));
+    (0..20).for_each(|_| ledger.called());
+    assert_eq!(spend(&mut ledger), (1, 2));
+    (0..1000).for_each(|_| ledger.called());
+    assert_eq!(spend(&mut ledger), (2, 4));
+    (0..1000).for_each(|_| ledger.called());
+    for _ in 0..5 {
+        ledger.failed(epoch, &reset(), SECOND);
+    }
+    assert_eq!(spend(&mut ledger), (0, 0));
+}
+
+#[test]
+fn a_probe_that_is_dropped_with_its_runtime_is_not_waited_for() {
+    let new = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let tier = Scripted::of(times(5, &Step::Fail(reset())));
+    let open_for = Duration::ZERO;
+    let breaker = BreakerConfig { open_for, open_for_max: open_for, ..config().breaker };
+    let config = GuardConfig { breaker, ..without_retries() };
+    let runtime = new();
+    let guarded = runtime.block_on(async { Guarded::new(tier.clone(), config) });
+    runtime.block_on(async {
+        for _ in 0..5 {
+            ask(&guarded).await.unwrap_err();
+        }
+        *tier.probe_takes.lock().unwrap() = SECOND * 1000;
+        assert!(ask(&guarded).now_or_never().is_none());
+    });
+    assert_eq!(guarded.health().breaker, BreakerState::HalfOpen);
+    drop(runtime);
+    assert_eq!(guarded.health().breaker, BreakerState::Open);
+    *tier.probe_takes.lock().unwrap() = Duration::ZERO;
+    new().block_on(async { ask(&guarded).await.unwrap() });
 }
 
 /// A step drawn for a tier that is mostly well, or mostly not.
