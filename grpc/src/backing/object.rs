@@ -161,7 +161,7 @@ impl ObjectTier {
         if digest.size() > PART_BYTES_MIN && self.takes_parts {
             return self.write_parts(digest, bytes).await;
         }
-        if digest.size() > PART_BYTES_MIN.max(WHOLE_BYTES_MAX) {
+        if digest.size() > WHOLE_BYTES_MAX {
             let why = format!("more than {WHOLE_BYTES_MAX} bytes into a store without uploads");
             return Err(BelowError::Refused(why));
         }

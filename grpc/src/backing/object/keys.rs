@@ -12,7 +12,10 @@
 //! directories of a size that file systems like; to the stores they mean nothing. The size is part
 //! of a blob's name as it is of its digest: a false size can't hide a true one.
 
-use engine::digest::{Digest, DigestFunction, HASH_BYTES, hex};
+use engine::{
+    digest::{Digest, DigestFunction, HASH_BYTES, hex},
+    tier::action_cache,
+};
 use object_store::path::Path;
 use prost::Message;
 use proto::reapi::ActionResult;

@@ -28,10 +28,11 @@ struct S3 {
 
 impl S3 {
     /// A server without buckets, which lets anybody in.
-    fn start(port: u16) -> Self {
+    fn start(port: u16, flags: &[&str]) -> Self {
         let program = program().unwrap_or_else(|| panic!("no moto_server: run scripts/install-s3"));
         let mut server = Command::new(&program)
             .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .args(flags)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -39,9 +40,11 @@ impl S3 {
         // It says where it listens, and goes on to tell of each request.
         let log = BufReader::new(server.stderr.take().unwrap());
         std::thread::spawn(move || log.lines().for_each(drop));
+        // Ended with this value, whatever comes.
+        let s3 = Self { server, port };
         for _ in 0..LOOKS_MAX {
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Self { server, port };
+                return s3;
             }
             std::thread::sleep(PAUSE);
         }
@@ -49,22 +52,47 @@ impl S3 {
     }
 
     fn with_bucket(port: u16) -> Self {
-        let s3 = Self::start(port);
+        let s3 = Self::start(port, &[]);
         let answer = s3.ask(&format!("PUT /{BUCKET} HTTP/1.1"), "");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         s3
     }
 
-    /// One request without a signature, in the fewest words.
+    /// From here on the server looks at signatures and at what their owners may do.
+    fn close(&self) {
+        let closed = self.ask("POST /moto-api/reset-auth HTTP/1.1", "0");
+        assert!(closed.starts_with("HTTP/1.1 200"), "{closed}");
+    }
+
+    /// A user who may do everything with S3: the key and its secret.
+    fn user(&self) -> [String; 2] {
+        // The scope names the service; nobody looks at the signature yet.
+        let head = "POST / HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+                    Authorization: AWS4-HMAC-SHA256 \
+                    Credential=x/20300101/us-east-1/iam/aws4_request";
+        let policy = "{%22Version%22:%222012-10-17%22,%22Statement%22:[{%22Effect%22:%22Allow%22,\
+                      %22Action%22:%22s3:*%22,%22Resource%22:%22*%22}]}";
+        let ask = |action: &str, more: &str| {
+            let form = format!("Action={action}&Version=2010-05-08&UserName=node{more}");
+            let answer = self.ask(head, &form);
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            answer
+        };
+        ask("CreateUser", "");
+        ask("PutUserPolicy", &format!("&PolicyName=all&PolicyDocument={policy}"));
+        let key = ask("CreateAccessKey", "");
+        ["AccessKeyId", "SecretAccessKey"].map(|name| {
+            let (_, rest) = key.split_once(&format!("<{name}>")).unwrap();
+            rest.split_once('<').unwrap().0.to_owned()
+        })
+    }
+
+    /// One request in the fewest words.
     fn ask(&self, line: &str, body: &str) -> String {
         let mut connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        let size = body.len();
-        write!(
-            connection,
-            "{line}\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n{body}",
-            self.port
-        )
-        .unwrap();
+        let (port, size) = (self.port, body.len());
+        let more = format!("Host: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Length: {size}");
+        write!(connection, "{line}\r\n{more}\r\n\r\n{body}").unwrap();
         let mut answer = String::new();
         connection.read_to_string(&mut answer).unwrap();
         answer
@@ -122,6 +150,37 @@ async fn s3_keeps_the_contract() {
 }
 
 #[tokio::test]
+async fn every_request_is_signed_with_the_key() {
+    let s3 = S3::with_bucket(port());
+    let [key, secret] = s3.user();
+    s3.close();
+    let mut settings = s3_settings(s3.port, BUCKET);
+    settings.options.push(("aws_access_key_id".to_owned(), key));
+    settings.options.push(("aws_secret_access_key".to_owned(), secret.clone()));
+    contract(&ObjectTier::new(&settings).unwrap()).await;
+
+    let false_secret = secret.chars().rev().collect();
+    settings.options.push(("aws_secret_access_key".to_owned(), false_secret));
+    let error = ObjectTier::new(&settings).unwrap().probe().await.unwrap_err();
+    assert!(matches!(error, BelowError::Refused(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn s3_is_spoken_over_tls() {
+    let s3 = S3::start(port(), &["-s"]);
+    let mut settings = s3_settings(s3.port, BUCKET);
+    settings.options.push(("allow_http".to_owned(), "false".to_owned()));
+    let endpoint = format!("https://127.0.0.1:{}", s3.port);
+    settings.options.push(("aws_endpoint".to_owned(), endpoint));
+    let error = ObjectTier::new(&settings).unwrap().probe().await.unwrap_err();
+    assert!(matches!(error, BelowError::Unreachable(_)), "nobody vouches for it: {error:?}");
+
+    settings.options.push(("allow_invalid_certificates".to_owned(), "true".to_owned()));
+    let error = ObjectTier::new(&settings).unwrap().probe().await.unwrap_err();
+    assert_eq!(error.to_string(), "it refuses: there is no such bucket");
+}
+
+#[tokio::test]
 async fn an_upload_that_fails_leaves_no_object_and_no_parts() {
     let s3 = S3::with_bucket(port());
     let tier = tier(s3.port, BUCKET);
@@ -162,9 +221,7 @@ async fn a_bucket_that_is_not_there_is_no_empty_cache() {
 #[tokio::test]
 async fn wrong_credentials_are_refused() {
     let s3 = S3::with_bucket(port());
-    // From here on the server looks at signatures; nobody has credentials that it knows.
-    let strict = s3.ask("POST /moto-api/reset-auth HTTP/1.1", "0");
-    assert!(strict.starts_with("HTTP/1.1 200"), "{strict}");
+    s3.close();
     let tier = tier(s3.port, BUCKET);
     let (digest, bytes) = blob(1000, 1);
     let errors = [

@@ -9,7 +9,9 @@ use tempfile::TempDir;
 /// A blob in several parts, the last one short.
 const LARGE: usize = (20 << 20) + 123;
 
-pub(super) fn settings(url: &str, options: &[(&str, &str)]) -> ObjectSettings {
+type Options<'a> = &'a [(&'a str, &'a str)];
+
+pub(super) fn settings(url: &str, options: Options) -> ObjectSettings {
     let options = options.iter().map(|(key, value)| (key.to_string(), value.to_string()));
     ObjectSettings {
         url: url.to_owned(),
@@ -231,6 +233,15 @@ async fn a_write_that_is_dropped_leaves_no_file() {
     }
 }
 
+#[tokio::test]
+async fn a_store_without_parts_refuses_what_would_fill_the_memory() {
+    let tier = ObjectTier::new(&settings("http://127.0.0.1:1/", &[])).unwrap();
+    let (named, _) = blob(1, 1);
+    let large = Digest::from_parts(named.function(), *named.hash(), WHOLE_BYTES_MAX + 1);
+    let error = tier.write(large, stream::pending().boxed()).await.unwrap_err();
+    assert!(matches!(error, BelowError::Refused(_)), "{error:?}");
+}
+
 #[test]
 fn parts_grow_so_that_the_largest_blob_fits() {
     for size in [1, PART_BYTES_MIN, 80 << 30, 1 << 40, 5 << 40] {
@@ -241,7 +252,7 @@ fn parts_grow_so_that_the_largest_blob_fits() {
 
 #[test]
 fn settings_that_make_no_store_are_refused() {
-    let cases: [(&str, &[(&str, &str)], &str); 10] = [
+    let cases: [(&str, Options, &str); 10] = [
         ("", &[], "no URL"),
         ("bucket", &[], "no URL"),
         ("ftp://host/", &[], "no URL"),
@@ -265,7 +276,7 @@ fn settings_that_make_no_store_are_refused() {
 #[tokio::test]
 async fn every_kind_of_url_opens() {
     let account = [("azure_storage_account_name", "account")];
-    let cases: [(&str, &[(&str, &str)]); 5] = [
+    let cases: [(&str, Options); 5] = [
         ("s3://bucket/prefix", &[("aws_region", "eu-central-1"), ("AWS_ALLOW_HTTP", "true")]),
         ("gs://bucket/prefix", &[]),
         ("az://container/prefix", &account),
