@@ -9,11 +9,7 @@ use super::{
     record::INSTANCE_BYTES_MAX,
 };
 use crate::{limits::IO_BYTES, tier::Below};
-use futures_util::{
-    StreamExt as _,
-    future::BoxFuture,
-    stream::FuturesUnordered,
-};
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},

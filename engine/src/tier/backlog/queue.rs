@@ -216,8 +216,8 @@ impl Queue {
 
     /// When `Tick` is due, if nothing else happens.
     pub(super) fn wake(&self) -> Option<Duration> {
-        let pause = (!self.ready.is_empty() && self.paused_until > self.now)
-            .then_some(self.paused_until);
+        let pause =
+            (!self.ready.is_empty() && self.paused_until > self.now).then_some(self.paused_until);
         let aside = self.aside.first().map(|(until, _)| *until);
         pause.into_iter().chain(aside).min()
     }
