@@ -9,6 +9,6 @@ mod backlog;
 mod below;
 
 pub use self::backlog::{
-    Backlog, BacklogConfig, BacklogError, BacklogSnapshot, Drain, Item, Local,
+    Backlog, BacklogConfig, BacklogError, BacklogSnapshot, Drain, Item, Local, StoredResult,
 };
 pub use self::below::{Below, BelowError, BelowResult, Incoming, Outgoing};

@@ -2,7 +2,7 @@
 //! result below before every blob that it names is there, and never decide what an attempt's
 //! failure means for others.
 
-use super::{Item, Local, log::Numbered, queue::Outcome};
+use super::{Item, Local, log::Numbered, queue::event::Outcome};
 use crate::{
     blob::BlobError,
     digest::Digest,
@@ -130,7 +130,7 @@ impl Route {
     }
 
     async fn write_small(&self, digests: &[Digest]) -> Vec<Outcome> {
-        let reads = digests.to_vec().into_iter().map(|digest| self.read(digest));
+        let reads = digests.iter().copied().map(|digest| self.read(digest));
         let read: Vec<Result<Bytes, Outcome>> =
             stream::iter(reads).buffered(READS_MAX).collect().await;
         let blobs: Vec<(Digest, Bytes)> = digests
