@@ -1,6 +1,5 @@
 //! The program `ringforge`: what was asked on the command line, and nothing else.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "composed by node.rs"))]
 mod backing;
 mod cli;
 mod config;

@@ -4,7 +4,7 @@
 use super::{
     Blobs, Local, Outgoing,
     action_cache::{self, TreeBounds},
-    backlog::{BacklogError, Whole},
+    backlog::{BacklogError, StoredResult},
     push::outgoing,
 };
 use crate::{
@@ -42,7 +42,7 @@ impl Local for LocalBlobs {
         &'a self,
         instance: &'a str,
         action: Digest,
-    ) -> BoxFuture<'a, Result<Option<Whole>>> {
+    ) -> BoxFuture<'a, Result<Option<StoredResult>>> {
         Box::pin(async move {
             let Some(result) = action_cache::stored(&self.blobs, instance, action).await? else {
                 return Ok(None);

@@ -19,7 +19,9 @@ mod push;
 mod serve;
 
 pub use self::{
-    backlog::{Backlog, BacklogConfig, BacklogError, BacklogSnapshot, Drain, Item, Local, Whole},
+    backlog::{
+        Backlog, BacklogConfig, BacklogError, BacklogSnapshot, Drain, Item, Local, StoredResult,
+    },
     below::{Below, BelowError, BelowResult, Incoming, Outgoing},
     blobs::{Backing, Blobs, WriteMode},
     counts::{Count, TierCounts},

@@ -5,7 +5,10 @@ use super::{
     BacklogConfig, BacklogError, BacklogSnapshot, Item, Local, Published, Push,
     flight::{BATCH_LEN_MAX, Route},
     log::Log,
-    queue::{Config, Effect, Event, Outcome, Queue},
+    queue::{
+        Queue,
+        event::{Config, Effect, Event, Outcome},
+    },
     record::INSTANCE_BYTES_MAX,
 };
 use crate::{limits::IO_BYTES, tier::Below};
@@ -43,8 +46,8 @@ impl Drain {
         Self { log, config, inbox, publish }
     }
 
-    /// Writes below what is pending and what is pushed. Returns once every [`super::Backlog`] is gone;
-    /// what is pending then is found by the next start.
+    /// Writes below what is pending and what is pushed. Returns once every [`super::Backlog`] is
+    /// gone; what is pending then is found by the next start.
     pub async fn run(self, below: Arc<dyn Below>, local: Arc<dyn Local>) {
         let batch_bytes_max = below.batch_bytes_max();
         let small_bytes_max = batch_bytes_max.min(IO_BYTES as u64);

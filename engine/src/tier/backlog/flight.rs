@@ -2,7 +2,7 @@
 //! result below before every blob that it names is there, and never decide what an attempt's
 //! failure means for others.
 
-use super::{Item, Local, log::Numbered, queue::Outcome};
+use super::{Item, Local, log::Numbered, queue::event::Outcome};
 use crate::{
     blob::BlobError,
     digest::Digest,

@@ -119,8 +119,8 @@ pub struct BacklogSnapshot {
     pub damaged: u64,
 }
 
-/// A result, and every blob that it needs.
-pub type Whole = (ActionResult, Vec<Digest>);
+/// The result stored for an action, and every blob that it needs.
+pub type StoredResult = (ActionResult, Vec<Digest>);
 
 /// What the backlog asks of its own node.
 pub trait Local: Send + Sync + 'static {
@@ -130,13 +130,12 @@ pub trait Local: Send + Sync + 'static {
     /// A whole small blob.
     fn read(&self, digest: Digest) -> BoxFuture<'_, Result<Bytes, BlobError>>;
 
-    /// The result stored for an action and every blob that it needs; `None` where none is stored
-    /// any more.
+    /// The result stored for an action; `None` where none is stored any more.
     fn result<'a>(
         &'a self,
         instance: &'a str,
         action: Digest,
-    ) -> BoxFuture<'a, Result<Option<Whole>, BlobError>>;
+    ) -> BoxFuture<'a, Result<Option<StoredResult>, BlobError>>;
 }
 
 /// The handle of a backlog. Cheap to clone.

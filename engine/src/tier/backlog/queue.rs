@@ -17,9 +17,11 @@
 //! flies only when each blob that was pushed before it has been tried; whoever carries it checks
 //! that all its blobs are below.
 
+pub(super) mod event;
 mod order;
 
 use super::{Item, log::Numbered};
+use event::{Config, Counts, Effect, Event, Outcome};
 use order::Ready;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,80 +41,6 @@ const REFUSED_RETRY: Duration = Duration::from_secs(3600);
 const STRIKES_MAX: u32 = 8;
 /// How long one report of a refused item stands for all that follow.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
-
-/// Bounds of what is in flight.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Config {
-    /// Items that may be pending; beyond it pushes are refused.
-    pub(super) items_max: usize,
-    /// Flights at the same time.
-    pub(super) flights_max: usize,
-    /// Blobs in one flight.
-    pub(super) batch_len_max: usize,
-    /// Bytes of all small blobs in one flight.
-    pub(super) batch_bytes_max: u64,
-    /// Bytes up to which a blob is small: read whole, and sent together with others.
-    pub(super) small_bytes_max: u64,
-}
-
-/// What happened.
-#[derive(Clone, Debug)]
-pub(super) enum Event {
-    /// These lie on disk, in order of their numbers.
-    Written(Vec<Numbered>),
-    /// How a flight ended, for each of its items.
-    Landed(Vec<(u64, Outcome)>),
-    /// Nothing, but time went by.
-    Tick,
-}
-
-/// How an attempt at one item ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// Below has it.
-    Kept,
-    /// This node does not have it any more.
-    Lost,
-    /// It will not be taken, now or soon.
-    Refused(String),
-    /// It was not taken this time.
-    Failed {
-        /// What is said about it.
-        why: String,
-        /// When below may be asked again, if it says.
-        retry_after: Option<Duration>,
-    },
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Effect {
-    /// These are to be written below together: small blobs, or one of any other kind.
-    Fly(Vec<Numbered>),
-    /// These are settled and leave the disk.
-    Settle(Vec<u64>),
-    /// This can't be written any more.
-    ReportLost(Arc<Item>),
-    /// This was refused; further ones for a while are not reported.
-    ReportRefused(Arc<Item>, String),
-    /// Below is out, for the first time since it did something.
-    ReportOutage(String),
-    /// Below does something again.
-    ReportRecovery,
-}
-
-/// Counts since the start, for metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
-    /// Items that were sent below, each time.
-    pub(super) attempts: u64,
-    /// Those that were not taken.
-    pub(super) failures: u64,
-    /// Items that below has.
-    pub(super) written: u64,
-    /// Items that this node did not have any more.
-    pub(super) lost: u64,
-}
 
 /// The state machine. See the drawing above.
 pub(super) struct Queue {

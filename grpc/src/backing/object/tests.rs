@@ -154,7 +154,7 @@ async fn names_in_the_store_stay_as_they_are() {
     let root = directory.place.path().join("new directory");
     let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     assert_eq!(fs::read(root.join(format!("cas/sha256/ba/{hash}-3"))).unwrap(), b"abc");
-    let key = engine::digest::hex(&engine::blob::action_cache::key("main", digest));
+    let key = engine::digest::hex(&engine::tier::action_cache::key("main", digest));
     assert!(root.join(format!("ac/sha256/{}/{key}", &key[..2])).is_file());
 }
 

@@ -1,7 +1,7 @@
 //! Which of the ready items fly next. Must never look further than the next flight: however long
 //! the queue is, choosing costs the same.
 
-use super::{Config, Entry};
+use super::{Entry, event::Config};
 use crate::tier::backlog::{Item, log::Numbered};
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -52,6 +52,8 @@ struct Model {
     flights: Vec<Vec<Numbered>>,
     /// Acknowledged and neither written nor reported lost since.
     owed: BTreeSet<Item>,
+    /// Those that the flight that lands did not find, and that nobody pushed meanwhile.
+    gone: BTreeSet<Item>,
     out: bool,
 }
 
@@ -68,6 +70,7 @@ impl Model {
             number: 0,
             flights: Vec::new(),
             owed: BTreeSet::new(),
+            gone: BTreeSet::new(),
             out: false,
         }
     }
@@ -80,7 +83,10 @@ impl Model {
                 Effect::Settle(numbers) => {
                     numbers.iter().for_each(|number| assert!(self.disk.remove(number).is_some()));
                 }
-                Effect::ReportLost(item) => assert!(self.owed.remove(&*item)),
+                Effect::ReportLost(item) => {
+                    assert!(self.gone.remove(&*item));
+                    self.owed.remove(&*item);
+                }
                 Effect::ReportRefused(..) | Effect::ReportOutage(_) | Effect::ReportRecovery => {}
             }
         }
@@ -183,10 +189,14 @@ impl Model {
                 if outcome == Outcome::Kept && (!again || matches!(*item, Item::Blob(_))) {
                     self.owed.remove(&*item);
                 }
+                if outcome == Outcome::Lost && !again {
+                    self.gone.insert((*item).clone());
+                }
                 (number, outcome)
             })
             .collect();
         self.handle(Event::Landed(outcomes));
+        assert!(self.gone.is_empty(), "a loss is not reported");
     }
 
     fn step(&mut self) {
