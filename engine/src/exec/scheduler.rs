@@ -20,7 +20,8 @@
 //! forgotten exactly once. A slot is free only while nothing waits. A run whose
 //! operations have all ended is not in `runs`; it may hold its slot in `running`, or its place at
 //! a peer in `away`, until that lets go. What waits and what may come back from peers is within
-//! `queue_max`. What a peer asked for is never given to a peer.
+//! `queue_max`, until the node stops: nothing waits then. What a peer asked for is never given to
+//! a peer.
 
 pub(crate) mod event;
 mod offload;

@@ -1,5 +1,6 @@
 //! The rules of the scheduler, one at a time; `history` tries them all at once.
 
+mod cluster;
 mod history;
 mod offload;
 

@@ -19,10 +19,10 @@ const SEEDS: u64 = 100;
 const EVENTS: u64 = 2000;
 
 /// xorshift64: the same history for the same seed, everywhere.
-struct Rng(u64);
+pub(super) struct Rng(pub(super) u64);
 
 impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
