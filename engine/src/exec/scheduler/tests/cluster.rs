@@ -17,7 +17,7 @@ use crate::exec::scheduler::{
 use network::{Message, Network};
 use std::{collections::BTreeMap, env, time::Duration};
 
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 500;
 const STEPS: u64 = 2500;
 const MILLISECOND: u64 = 1000;
 const SECOND: u64 = 1000 * MILLISECOND;
