@@ -61,6 +61,7 @@ impl Schedule {
     ) -> Self {
         let scheduler = Scheduler::new(Config {
             slots: config.slots,
+            accept_ahead: config.slots,
             queue_max: config.queue_max,
             operations_max: config.operations_max,
             abandon_after: ABANDON_AFTER,
@@ -154,7 +155,10 @@ impl Schedule {
         let held = Held { state, prepared, queued, asked: Some((reply, listening)) };
         self.names.insert(name, operation);
         self.operations.insert(operation, held);
-        self.handle(Event::Submit { operation, action, priority, joinable }, None);
+        // As nobody is told of peers, nothing is given to them.
+        let (locality, forwarded) = (0, false);
+        let submit = Event::Submit { operation, action, priority, joinable, locality, forwarded };
+        self.handle(submit, None);
     }
 
     fn tick(&mut self) {
@@ -204,6 +208,8 @@ impl Schedule {
                 Effect::Refuse { operation, reason } => self.refuse(operation, reason),
                 Effect::Publish { operation, stage } => self.publish(operation, stage),
                 Effect::Run { run, operation, .. } => self.start(run, operation),
+                // Without peers there is nobody to send to.
+                Effect::Send { run, .. } => self.pending.push_back((Event::Declined { run }, None)),
                 Effect::Kill { run } => {
                     if let Some(cancel) = self.cancels.get(&run) {
                         // Cannot fail: the counter is written once.

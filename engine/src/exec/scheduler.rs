@@ -7,32 +7,42 @@
 //! ```text
 //! Submit --> joins a run of the same action | opens one
 //!                                                |
-//!              Returned: waits again             v
-//!   worker ----------------------------------> queue
+//!        Returned, Declined: waits again         v
+//!   worker, peer ----------------------------> queue
 //!     ^  |                                       |
-//!     |  Finished, or too often Returned         | a slot is free
+//!     |  Finished, or too often Returned         | a slot is free, or else a peer has room
 //!     |  v                                       v
-//!     |  Complete | Fail --> Forget             Run
+//!     |  Complete | Fail --> Forget          Run | Send
 //!     +------------------------------------------+
 //! ```
 //!
 //! Invariants: an accepted operation ends exactly once, by `Complete` or `Fail`, and is later
 //! forgotten exactly once. A slot is free only while nothing waits. A run whose
-//! operations have all ended is not in `runs`; it may hold its slot in `running` until its worker
-//! lets go.
+//! operations have all ended is not in `runs`; it may hold its slot in `running`, or its place at
+//! a peer in `away`, until that lets go. What waits and what may come back from peers is within
+//! `queue_max`, until the node stops: nothing waits then. What a peer asked for is never given to
+//! a peer.
 
 pub(crate) mod event;
+mod offload;
+mod peers;
+mod queue;
+mod run;
 
 use event::{
     ActionKey, Effect, Event, ExecutionStage, FailReason, OperationId, RefuseReason, RunId,
 };
+use offload::AwayRuns;
+use peers::Peers;
+use queue::{Arrival, Place, Queue};
+use run::{Operation, Run, Wanted, Whereabouts};
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::Duration,
 };
 
-/// How often a worker may hand a run back before its operations fail. An action that takes its
-/// workers down with it must not go round for ever.
+/// How often workers and peers may hand a run back before its operations fail. An action that
+/// takes its workers down with it must not go round for ever.
 pub(crate) const RETURNS_MAX: u32 = 3;
 
 /// Bounds and times of the scheduler.
@@ -40,9 +50,13 @@ pub(crate) const RETURNS_MAX: u32 = 3;
 pub(crate) struct Config {
     /// Runs that may be with workers at the same time.
     pub(crate) slots: usize,
-    /// Runs that may wait for a slot; beyond it new ones are refused.
+    /// Runs that a peer may make wait here for a slot, beside the ones that are busy: enough that
+    /// no worker waits for the network between two small actions.
+    pub(crate) accept_ahead: usize,
+    /// Runs that may wait for a slot or be at peers; beyond it new ones are refused.
     pub(crate) queue_max: usize,
-    /// Operations that may be live, joined ones included; beyond it new ones are refused.
+    /// Operations that may be live, joined ones included; beyond it new ones are refused. Also
+    /// runs that may be at peers.
     pub(crate) operations_max: usize,
     /// How long an operation may be without listeners before it is given up.
     pub(crate) abandon_after: Duration,
@@ -59,12 +73,29 @@ pub(crate) struct Snapshot {
     pub(crate) queued: usize,
     /// Slots that are taken, by runs that are being killed too.
     pub(crate) executing: usize,
+    /// Runs at peers, those that are being killed too.
+    pub(crate) away: usize,
     /// Operations that have not ended.
     pub(crate) operations: usize,
     /// Ended operations that are remembered.
     pub(crate) kept: usize,
     /// Whether the node stops.
     pub(crate) draining: bool,
+    /// What has passed between this node and its peers.
+    pub(crate) offload: Counters,
+}
+
+/// What has passed between this node and its peers since it started; these only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    /// Runs given to peers, each time counted.
+    pub(crate) sent: u64,
+    /// Runs taken back from peers that failed, drained or were gone.
+    pub(crate) taken_back: u64,
+    /// Runs for which a peer had no room.
+    pub(crate) declined: u64,
+    /// Operations accepted from peers.
+    pub(crate) received: u64,
 }
 
 /// The state machine. See the drawing above.
@@ -75,54 +106,20 @@ pub(crate) struct Scheduler {
     attempts: u64,
     operations: BTreeMap<OperationId, Operation>,
     runs: BTreeMap<Arrival, Run>,
-    /// The run that others of the same action join.
+    /// The run on this node that others of the same action join.
     joinable: BTreeMap<ActionKey, Arrival>,
-    queue: BTreeSet<Place>,
+    /// The run at a peer that others of the same action join, unless a peer asks for them.
+    joinable_away: BTreeMap<ActionKey, Arrival>,
+    queue: Queue,
     /// Slots that are taken; `None` where the run is being killed and nobody waits for it.
     running: BTreeMap<RunId, Option<Arrival>>,
+    away: AwayRuns,
+    peers: Peers,
+    counters: Counters,
     /// Ended operations and when they ended, oldest first.
     ended: VecDeque<(Duration, OperationId)>,
     /// Gathered while an event is handled, empty between events.
     effects: Vec<Effect>,
-}
-
-/// A live operation.
-struct Operation {
-    run: Arrival,
-    priority: i32,
-    unheard_since: Option<Duration>,
-}
-
-/// What one or more operations wait for.
-struct Run {
-    arrival: Arrival,
-    action: ActionKey,
-    joinable: bool,
-    /// Most urgent first; empty only while it is made or unmade.
-    operations: BTreeSet<(i32, OperationId)>,
-    stage: ExecutionStage,
-    /// The worker's attempt; `None` while it waits for a slot.
-    attempt: Option<RunId>,
-    returns: u32,
-}
-
-/// The number of a run in order of arrival, which it keeps when it is handed back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Arrival(u64);
-
-/// A place in the queue; the order of the fields is the order of the queue.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    priority: i32,
-    arrival: Arrival,
-}
-
-impl Run {
-    /// Where it stands in the queue, which its most urgent operation decides.
-    fn place(&self) -> Option<Place> {
-        let &(priority, _) = self.operations.first()?;
-        self.attempt.is_none().then_some(Place { priority, arrival: self.arrival })
-    }
 }
 
 impl Scheduler {
@@ -136,8 +133,12 @@ impl Scheduler {
             operations: BTreeMap::new(),
             runs: BTreeMap::new(),
             joinable: BTreeMap::new(),
-            queue: BTreeSet::new(),
+            joinable_away: BTreeMap::new(),
+            queue: Queue::default(),
             running: BTreeMap::new(),
+            away: AwayRuns::default(),
+            peers: Peers::default(),
+            counters: Counters::default(),
             ended: VecDeque::new(),
             effects: Vec::new(),
         }
@@ -145,19 +146,23 @@ impl Scheduler {
 
     /// What follows from an event. `now` is monotonic, from any origin.
     pub(crate) fn handle(&mut self, event: Event, now: Duration) -> Vec<Effect> {
+        self.peers.pass(now);
         match event {
-            Event::Submit { operation, action, priority, joinable } => {
-                self.submit(operation, action, priority, joinable);
+            Event::Submit { operation, action, priority, joinable, locality, forwarded } => {
+                self.submit(operation, Wanted { action, priority, joinable, locality, forwarded });
             }
             Event::Stage { run, stage } => self.stage(run, stage),
             Event::Finished { run } => self.finished(run, now),
             Event::Returned { run } => self.returned(run, now),
+            Event::Declined { run } => self.declined(run, now),
+            Event::Peers { peers } => self.peers(&peers, now),
+            Event::PeerGone { peer } => self.peer_gone(peer, now),
             Event::Cancel { operation } => self.cancel(operation, now),
             Event::Listeners { operation, count } => self.listeners(operation, count, now),
             Event::Tick => self.tick(now),
-            Event::Drain => self.drain(now),
+            Event::Drain => self.draining = true,
         }
-        self.fill_slots();
+        self.place_waiting(now);
         std::mem::take(&mut self.effects)
     }
 
@@ -166,90 +171,72 @@ impl Scheduler {
         Snapshot {
             queued: self.queue.len(),
             executing: self.running.len(),
+            away: self.away.len(),
             operations: self.operations.len(),
             kept: self.ended.len(),
             draining: self.draining,
+            offload: self.counters,
         }
     }
 
-    /// Whether no operation is live and no worker is busy; ended ones may still be remembered.
+    /// Whether no operation is live, no worker is busy and no peer holds anything of this node;
+    /// ended operations may still be remembered.
     pub(crate) fn is_idle(&self) -> bool {
-        self.operations.is_empty() && self.running.is_empty()
+        self.operations.is_empty() && self.running.is_empty() && self.away.is_empty()
     }
 
-    fn submit(&mut self, operation: OperationId, action: ActionKey, priority: i32, joinable: bool) {
+    fn submit(&mut self, operation: OperationId, wanted: Wanted) {
         if self.operations.contains_key(&operation) {
             return;
         }
-        let joined = self.joinable.get(&action).copied().filter(|_| joinable);
-        if let Some(reason) = self.refusal(joined.is_some()) {
+        let joined = self.joined(&wanted);
+        if let Some(reason) = self.refusal(joined.is_some(), wanted.forwarded) {
             self.effects.push(Effect::Refuse { operation, reason });
             return;
         }
-        let arrival = joined.unwrap_or_else(|| self.open_run(action, joinable));
+        self.counters.received += u64::from(wanted.forwarded);
+        let priority = wanted.priority;
+        let arrival = joined.unwrap_or_else(|| self.open_run(&wanted));
         self.operations
             .insert(operation, Operation { run: arrival, priority, unheard_since: None });
+        self.leave_queue(arrival);
         let run = self.runs.get_mut(&arrival).expect("was just found or opened");
-        let before = run.place();
         run.operations.insert((priority, operation));
-        let after = run.place();
+        run.stays |= wanted.forwarded;
         self.effects.push(Effect::Publish { operation, stage: run.stage });
-        self.move_in_queue(before, after);
+        self.enter_queue(arrival);
+    }
+
+    /// The run that a new operation shares. What a peer asks for never waits for another peer:
+    /// that one may be waiting for this node.
+    fn joined(&self, wanted: &Wanted) -> Option<Arrival> {
+        let here = self.joinable.get(&wanted.action).filter(|_| wanted.joinable);
+        let away = self.joinable_away.get(&wanted.action);
+        here.or(away.filter(|_| wanted.joinable && !wanted.forwarded)).copied()
     }
 
     /// Why a new operation is not accepted, if so.
-    fn refusal(&self, joins: bool) -> Option<RefuseReason> {
+    fn refusal(&self, joins: bool, forwarded: bool) -> Option<RefuseReason> {
         if self.draining {
             return Some(RefuseReason::Draining);
         }
-        let waits = !joins && self.running.len() >= self.config.slots;
-        let full = self.operations.len() >= self.config.operations_max
-            || (waits && self.queue.len() >= self.config.queue_max);
+        let Config { slots, accept_ahead, queue_max, operations_max, .. } = self.config;
+        let waits = !joins && self.running.len() >= slots;
+        let ahead = self.running.len() + self.queue.len();
+        let full = self.operations.len() >= operations_max
+            || (waits && self.queue.len() + self.away.wanted() >= queue_max)
+            || (waits && forwarded && ahead >= slots.saturating_add(accept_ahead));
         full.then_some(RefuseReason::Overloaded)
     }
 
-    fn open_run(&mut self, action: ActionKey, joinable: bool) -> Arrival {
-        self.arrivals += 1;
-        let arrival = Arrival(self.arrivals);
-        if joinable {
-            self.joinable.insert(action, arrival);
-        }
-        let run = Run {
-            arrival,
-            action,
-            joinable,
-            operations: BTreeSet::new(),
-            stage: ExecutionStage::Queued,
-            attempt: None,
-            returns: 0,
-        };
-        self.runs.insert(arrival, run);
-        arrival
-    }
-
-    /// Takes a run out of the books: it can't be joined or found any more.
-    fn close_run(&mut self, arrival: Arrival) -> Run {
-        let run = self.runs.remove(&arrival).expect("a run is closed once");
-        if run.joinable {
-            self.joinable.remove(&run.action);
-        }
-        if let Some(place) = run.place() {
-            self.queue.remove(&place);
-        }
-        run
-    }
-
-    fn move_in_queue(&mut self, before: Option<Place>, after: Option<Place>) {
-        if let Some(place) = before {
-            self.queue.remove(&place);
-        }
-        if let Some(place) = after {
-            self.queue.insert(place);
-        }
-    }
-
     fn stage(&mut self, attempt: RunId, stage: ExecutionStage) {
-        if let Some(arrival) = self.running.get(&attempt).copied().flatten() {
+        let arrival = if let Some(away) = self.away.get(attempt) {
+            self.peers.show_work(away.peer);
+            away.run
+        } else {
+            self.running.get(&attempt).copied().flatten()
+        };
+        if let Some(arrival) = arrival {
             self.publish(arrival, stage);
         }
     }
@@ -266,27 +253,15 @@ impl Scheduler {
     }
 
     fn finished(&mut self, attempt: RunId, now: Duration) {
-        let Some(arrival) = self.running.remove(&attempt).flatten() else { return };
+        let arrival = if let Some(away) = self.away.remove(attempt) {
+            self.peers.finish(away.peer, attempt);
+            away.run
+        } else {
+            self.running.remove(&attempt).flatten()
+        };
+        let Some(arrival) = arrival else { return };
         for (_, operation) in self.close_run(arrival).operations {
             self.end(operation, Effect::Complete { operation }, now);
-        }
-    }
-
-    fn returned(&mut self, attempt: RunId, now: Duration) {
-        let Some(arrival) = self.running.remove(&attempt).flatten() else { return };
-        let run = self.runs.get_mut(&arrival).expect("a run that is not killed is in the books");
-        run.attempt = None;
-        run.returns += 1;
-        if self.draining {
-            self.fail_run(arrival, FailReason::Draining, now);
-        } else if run.returns > RETURNS_MAX {
-            self.fail_run(arrival, FailReason::WorkerFailed, now);
-        } else {
-            // With its arrival it is first among equals. Its slot is free, so that either it or
-            // what is more urgent leaves the queue at once: the bound of the queue holds.
-            let place = run.place();
-            self.move_in_queue(None, place);
-            self.publish(arrival, ExecutionStage::Queued);
         }
     }
 
@@ -301,20 +276,26 @@ impl Scheduler {
         else {
             return;
         };
+        self.leave_queue(arrival);
         let run = self.runs.get_mut(&arrival).expect("a live operation has a run");
-        let before = run.place();
         run.operations.remove(&(priority, operation));
-        let (after, attempt) = (run.place(), run.attempt);
         let unwanted = run.operations.is_empty();
-        self.move_in_queue(before, after);
+        self.enter_queue(arrival);
         if unwanted {
-            self.close_run(arrival);
-            if let Some(run) = attempt {
-                self.running.insert(run, None);
-                self.effects.push(Effect::Kill { run });
-            }
+            self.kill(arrival);
         }
         self.end(operation, Effect::Fail { operation, reason: FailReason::Cancelled }, now);
+    }
+
+    /// Nobody waits for a run any more.
+    fn kill(&mut self, arrival: Arrival) {
+        let whereabouts = self.close_run(arrival).whereabouts;
+        match whereabouts {
+            Whereabouts::Waiting => return,
+            Whereabouts::Here(run) => _ = self.running.insert(run, None),
+            Whereabouts::Away(run) => self.away.disown(run),
+        }
+        self.effects.extend(whereabouts.attempt().map(|run| Effect::Kill { run }));
     }
 
     /// The only place where an operation ends.
@@ -361,28 +342,39 @@ impl Scheduler {
     /// back for it.
     fn is_abandoned(&self, operation: &Operation, now: Duration) -> bool {
         let Some(since) = operation.unheard_since else { return false };
-        let goes_on =
-            self.runs.get(&operation.run).is_some_and(|run| run.joinable && run.attempt.is_some());
+        let goes_on = self
+            .runs
+            .get(&operation.run)
+            .is_some_and(|run| run.joinable && run.whereabouts.attempt().is_some());
         !goes_on && now.saturating_sub(since) >= self.config.abandon_after
     }
 
-    fn drain(&mut self, now: Duration) {
-        self.draining = true;
-        while let Some(&Place { arrival, .. }) = self.queue.first() {
-            self.fail_run(arrival, FailReason::Draining, now);
+    /// Sees to what waits. On a node that stops, what no peer takes ends.
+    fn place_waiting(&mut self, now: Duration) {
+        if self.draining {
+            self.give_away();
+            while let Some(Place { arrival, .. }) = self.queue.first() {
+                self.fail_run(arrival, FailReason::Draining, now);
+            }
+        } else {
+            self.fill_slots();
+            if !self.queue.is_empty() {
+                self.give_away();
+            }
         }
     }
 
     /// Starts what waits while a slot is free: at most one of the two is left after any event.
     fn fill_slots(&mut self) {
         while self.running.len() < self.config.slots {
-            let Some(Place { arrival, .. }) = self.queue.pop_first() else { return };
+            let Some(Place { arrival, .. }) = self.queue.first() else { return };
+            self.leave_queue(arrival);
             let waiting = self.runs.get_mut(&arrival).expect("what is queued is in the books");
             let &(_, operation) =
                 waiting.operations.first().expect("what is queued has an operation");
             self.attempts += 1;
             let run = RunId(self.attempts);
-            waiting.attempt = Some(run);
+            waiting.whereabouts = Whereabouts::Here(run);
             self.running.insert(run, Some(arrival));
             self.effects.push(Effect::Run { run, operation, action: waiting.action });
         }

@@ -8,7 +8,7 @@ use crate::digest::HASH_BYTES;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OperationId(pub(crate) u64);
 
-/// One attempt of a worker at an action. A run that was handed back gets another one, so that
+/// One attempt of a worker or a peer at an action. A run that was handed back gets another one, so that
 /// what the first attempt reports late is not taken for the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RunId(pub(crate) u64);
@@ -16,6 +16,28 @@ pub(crate) struct RunId(pub(crate) u64);
 /// What makes two actions the same: hash of instance name and action digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ActionKey(pub(crate) [u8; HASH_BYTES]);
+
+/// A node that actions may be given to. To be derived from the node's id by a hash, so that every
+/// node calls it the same and finds the same inputs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PeerId(pub(crate) u64);
+
+/// What gossip says of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerLoad {
+    /// Whose load.
+    pub(crate) peer: PeerId,
+    /// Runs it can execute at the same time; 0 for a node that executes nothing.
+    pub(crate) slots: u32,
+    /// Slots that are taken.
+    pub(crate) running: u32,
+    /// Runs that wait there for a slot.
+    pub(crate) queued: u32,
+    /// Whether it stops: it is given nothing, but may finish what it has.
+    pub(crate) draining: bool,
+    /// Whether it runs the same actions as this node, by platform and version.
+    pub(crate) fits: bool,
+}
 
 /// Where a live operation stands. `COMPLETED` is said by [`Effect::Complete`] and
 /// [`Effect::Fail`]; `CACHE_CHECK` comes before the scheduler is asked.
@@ -28,7 +50,7 @@ pub(crate) enum ExecutionStage {
 }
 
 /// What the scheduler is told. What names an unknown or ended operation or run has no effect.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// An Execute call whose result is not in the cache. It counts as listened to until
     /// `Listeners` says otherwise.
@@ -41,23 +63,50 @@ pub(crate) enum Event {
         priority: i32,
         /// Whether it may share a run with others: false for `do_not_cache`.
         joinable: bool,
+        /// Stands for its inputs: a hash of the digest of the input root. Actions of the same
+        /// inputs go to the same peers.
+        locality: u64,
+        /// Whether a peer has given it to this node. It is never given to another; and refused
+        /// where it would wait behind more than `accept_ahead`, for the peer to look elsewhere.
+        forwarded: bool,
     },
-    /// A worker says how far its run has come.
+    /// A worker or a peer says how far its run has come. Of a peer also that it has accepted the
+    /// run, which stays `Queued` then: it proves that the peer works.
     Stage {
         /// The run.
         run: RunId,
         /// Its stage from here on.
         stage: ExecutionStage,
     },
-    /// A worker is done with a run, whatever the result; also after [`Effect::Kill`].
+    /// A worker or a peer is done with a run, whatever the result; also after [`Effect::Kill`].
     Finished {
         /// The run.
         run: RunId,
     },
-    /// A worker could not do a run, through no fault of the action.
+    /// A worker or a peer could not do a run, through no fault of the action; or the peer can't
+    /// be asked any more. It counts against the run, and against the peer.
     Returned {
         /// The run.
         run: RunId,
+    },
+    /// A peer has refused a run, so that nothing was tried: it counts for nothing.
+    Declined {
+        /// The run.
+        run: RunId,
+    },
+    /// What is known of all peers by now, this node not among them. One that is not named is gone.
+    /// To be sent a few times a second, also where nothing has changed.
+    #[cfg_attr(not(test), expect(dead_code, reason = "said once the loop knows of peers"))]
+    Peers {
+        /// Each peer once; more than [`super::peers::PEERS_MAX`] are cut off.
+        peers: Vec<PeerLoad>,
+    },
+    /// A peer is gone: all it was given comes back, as by `Returned`. It is not asked again before
+    /// `Peers` names it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "said once the loop knows of peers"))]
+    PeerGone {
+        /// The peer.
+        peer: PeerId,
     },
     /// A client does not want the result any more.
     Cancel {
@@ -73,7 +122,8 @@ pub(crate) enum Event {
     },
     /// Time has passed. To be sent a few times within `abandon_after` and `kept`.
     Tick,
-    /// The node stops: nothing is accepted or started from here on.
+    /// The node stops: nothing is accepted or started from here on. What waits is given to peers
+    /// as far as they have room; the rest of it ends.
     Drain,
 }
 
@@ -103,7 +153,20 @@ pub(crate) enum Effect {
         /// What to run.
         action: ActionKey,
     },
-    /// Make the worker end the run at once; it still has to report `Finished`.
+    /// Give the run to a peer, which no slot here is free for.
+    Send {
+        /// The attempt, until `Finished`, `Returned`, `Declined`, `PeerGone`, or `Peers` without
+        /// the peer.
+        run: RunId,
+        /// One of the operations that wait for it: all of them want the same action.
+        operation: OperationId,
+        /// What to run.
+        action: ActionKey,
+        /// Where.
+        peer: PeerId,
+    },
+    /// Make the worker or the peer end the run at once; `Finished`, or what else ends a run, still
+    /// has to be reported, or its place there stays taken.
     Kill {
         /// The run.
         run: RunId,
@@ -143,6 +206,6 @@ pub(crate) enum FailReason {
     Cancelled,
     /// It still waited when the node began to stop; may be tried again, elsewhere.
     Draining,
-    /// Workers handed its run back more than [`super::RETURNS_MAX`] times.
+    /// Workers and peers handed its run back more than [`super::RETURNS_MAX`] times.
     WorkerFailed,
 }

@@ -1,6 +1,8 @@
 //! The rules of the scheduler, one at a time; `history` tries them all at once.
 
+mod cluster;
 mod history;
+mod offload;
 
 use super::{
     Config, RETURNS_MAX, Scheduler,
@@ -23,6 +25,7 @@ const ALONE: bool = false;
 
 const CONFIG: Config = Config {
     slots: 1,
+    accept_ahead: 1,
     queue_max: 8,
     operations_max: 16,
     abandon_after: Duration::from_secs(60),
@@ -52,7 +55,15 @@ impl Bench {
 
     fn submit_as(&mut self, operation: u64, action: u8, prio: i32, joinable: bool) -> Vec<Effect> {
         let (operation, action) = (OperationId(operation), key(action));
-        self.tell(Event::Submit { operation, action, priority: prio, joinable })
+        let (locality, forwarded) = (0, false);
+        self.tell(Event::Submit {
+            operation,
+            action,
+            priority: prio,
+            joinable,
+            locality,
+            forwarded,
+        })
     }
 
     fn stage(&mut self, run: u64, stage: ExecutionStage) -> Vec<Effect> {

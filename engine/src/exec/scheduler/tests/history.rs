@@ -3,7 +3,7 @@
 
 use super::{ALONE, CONFIG, SHARED, key};
 use crate::exec::scheduler::{
-    Config, RETURNS_MAX, Scheduler, Snapshot,
+    Config, Counters, RETURNS_MAX, Scheduler, Snapshot,
     event::{
         ActionKey, Effect, Event,
         ExecutionStage::{self, Executing, Queued},
@@ -19,10 +19,10 @@ const SEEDS: u64 = 100;
 const EVENTS: u64 = 2000;
 
 /// xorshift64: the same history for the same seed, everywhere.
-struct Rng(u64);
+pub(super) struct Rng(pub(super) u64);
 
 impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -105,7 +105,8 @@ impl Model {
         let action = key(u8::try_from(self.rng.below(10)).unwrap());
         let priority = i32::try_from(self.rng.below(5)).unwrap() - 2;
         let joinable = if self.rng.below(4) == 0 { ALONE } else { SHARED };
-        Event::Submit { operation, action, priority, joinable }
+        let (locality, forwarded) = (0, false);
+        Event::Submit { operation, action, priority, joinable, locality, forwarded }
     }
 
     fn next_event(&mut self) -> Event {
@@ -133,14 +134,14 @@ impl Model {
             Event::Finished { run } | Event::Returned { run } => self.release(run),
             _ => None,
         };
-        if let (Event::Returned { .. }, Some(group)) = (event, ending) {
+        if let (Event::Returned { .. }, Some(group)) = (&event, ending) {
             self.groups[group].returns += 1;
         }
-        let effects = self.scheduler.handle(event, self.now);
+        let effects = self.scheduler.handle(event.clone(), self.now);
         for &effect in &effects {
-            self.check(event, effect, ending, before);
+            self.check(&event, effect, ending, before);
         }
-        if let (Event::Finished { .. }, Some(group)) = (event, ending) {
+        if let (Event::Finished { .. }, Some(group)) = (&event, ending) {
             assert_eq!(self.urgency(group), None, "a finished run leaves nobody waiting");
         }
         self.check_counts();
@@ -153,7 +154,7 @@ impl Model {
         Some(group)
     }
 
-    fn check(&mut self, event: Event, effect: Effect, ending: Option<usize>, before: Snapshot) {
+    fn check(&mut self, event: &Event, effect: Effect, ending: Option<usize>, before: Snapshot) {
         match effect {
             Effect::Refuse { operation, reason } => {
                 assert!(self.refused.insert(operation), "refused twice");
@@ -161,6 +162,7 @@ impl Model {
             }
             Effect::Publish { operation, stage } => self.check_publish(event, operation, stage),
             Effect::Run { run, operation, action } => self.check_run(run, operation, action),
+            Effect::Send { .. } => panic!("there are no peers"),
             Effect::Kill { run } => {
                 let group = self.slots[&run];
                 assert!(!self.groups[group].killed, "killed twice");
@@ -181,8 +183,8 @@ impl Model {
         }
     }
 
-    fn check_refuse(&self, event: Event, reason: RefuseReason, before: Snapshot) {
-        let Event::Submit { action, joinable, .. } = event else {
+    fn check_refuse(&self, event: &Event, reason: RefuseReason, before: Snapshot) {
+        let &Event::Submit { action, joinable, .. } = event else {
             panic!("refused without being submitted");
         };
         let waits =
@@ -195,7 +197,7 @@ impl Model {
         }
     }
 
-    fn check_fail(&self, event: Event, group: usize, reason: FailReason) {
+    fn check_fail(&self, event: &Event, group: usize, reason: FailReason) {
         let returns = self.groups[group].returns;
         assert!(match reason {
             FailReason::Cancelled => matches!(event, Event::Cancel { .. } | Event::Tick),
@@ -213,13 +215,13 @@ impl Model {
         })
     }
 
-    fn check_publish(&mut self, event: Event, operation: OperationId, stage: ExecutionStage) {
+    fn check_publish(&mut self, event: &Event, operation: OperationId, stage: ExecutionStage) {
         if let Some(known) = self.live.get_mut(&operation) {
             assert_ne!(known.stage, stage, "published what was known");
             known.stage = stage;
             return;
         }
-        let Event::Submit { operation: submitted, action, priority, joinable } = event else {
+        let &Event::Submit { operation: submitted, action, priority, joinable, .. } = event else {
             panic!("{operation:?} is published though it is not live");
         };
         assert_eq!(submitted, operation);
@@ -271,9 +273,11 @@ impl Model {
         let counted = Snapshot {
             queued: self.waiting().len(),
             executing,
+            away: 0,
             operations: self.live.len(),
             kept: self.ended.len() - self.forgotten.len(),
             draining: self.draining,
+            offload: Counters::default(),
         };
         assert_eq!(self.scheduler.snapshot(), counted);
         assert!(executing <= self.config.slots, "more runs than slots");
