@@ -18,7 +18,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
         TcpListener, TcpSocket, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
+        tcp::{ReadHalf, WriteHalf},
     },
     sync::{mpsc, watch},
     task::JoinSet,
@@ -252,16 +252,11 @@ impl Drop for Open {
     }
 }
 
-/// How a connection ended.
-enum End {
-    /// Both sides said so.
-    Closed,
-    /// By a reset, of one side or ours.
-    Reset,
-}
+/// A connection ended by a reset, of one side or ours.
+struct Broken;
 
 async fn connection(
-    client: TcpStream,
+    mut client: TcpStream,
     target: SocketAddr,
     fault: watch::Receiver<Fault>,
     counts: Arc<Counts>,
@@ -279,19 +274,20 @@ async fn connection(
         if fault.clone().wait_for(|fault| *fault != Fault::Hang).await.is_err() {
             return;
         }
-        let Ok(server) = TcpStream::connect(target).await else { return };
+        let Ok(mut server) = TcpStream::connect(target).await else { return };
         server.set_zero_linger().expect("an option that every socket has");
         // Latency is the fault's to add.
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
-        let (from_client, to_client) = client.into_split();
-        let (from_server, to_server) = server.into_split();
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
         let there = pipe(from_client, to_server, Towards::Target, fault.clone(), &counts);
         let back = pipe(from_server, to_client, Towards::Client, fault.clone(), &counts);
         // The first reset ends both directions.
-        let Ok((client, server)): Result<_, End> = tokio::try_join!(there, back) else { return };
-        // What is still on its way may arrive.
-        for stream in [client.0.as_ref(), server.0.as_ref()] {
-            set_socket_linger(stream, None).expect("an option that every socket has");
+        if tokio::try_join!(there, back).is_ok() {
+            // What is still on its way may arrive.
+            for stream in [&client, &server] {
+                set_socket_linger(stream, None).expect("an option that every socket has");
+            }
         }
     };
     tokio::select! {
@@ -303,44 +299,44 @@ async fn connection(
 
 /// Passes one direction, from the first byte to its end.
 async fn pipe(
-    from: OwnedReadHalf,
-    to: OwnedWriteHalf,
+    from: ReadHalf<'_>,
+    to: WriteHalf<'_>,
     towards: Towards,
     fault: watch::Receiver<Fault>,
     counts: &Counts,
-) -> Result<(OwnedReadHalf, OwnedWriteHalf), End> {
+) -> Result<(), Broken> {
     let (chunks, inbox) = mpsc::channel(CHUNKS_MAX);
     let read = read(from, chunks, fault.clone());
     let written = Passing { to, towards, fault, counts, left: None }.run(inbox);
-    tokio::try_join!(read, written)
+    tokio::try_join!(read, written).map(|_| ())
 }
 
 /// A chunk with the time before which it may not arrive; the end is an empty one.
 type Chunk = (Instant, Bytes);
 
 async fn read(
-    mut from: OwnedReadHalf,
+    mut from: ReadHalf<'_>,
     chunks: mpsc::Sender<Chunk>,
     fault: watch::Receiver<Fault>,
-) -> Result<OwnedReadHalf, End> {
+) -> Result<(), Broken> {
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
-        let len = from.read(&mut buffer).await.map_err(|_| End::Reset)?;
+        let len = from.read(&mut buffer).await.map_err(|_| Broken)?;
         let latency = match *fault.borrow() {
             Fault::Delay { latency } => latency,
             _ => Duration::ZERO,
         };
         let chunk = (Instant::now() + latency, Bytes::copy_from_slice(&buffer[..len]));
-        chunks.send(chunk).await.map_err(|_| End::Reset)?;
+        chunks.send(chunk).await.map_err(|_| Broken)?;
         if len == 0 {
-            return Ok(from);
+            return Ok(());
         }
     }
 }
 
 /// The writing side of one direction.
 struct Passing<'a> {
-    to: OwnedWriteHalf,
+    to: WriteHalf<'a>,
     towards: Towards,
     fault: watch::Receiver<Fault>,
     counts: &'a Counts,
@@ -349,28 +345,28 @@ struct Passing<'a> {
 }
 
 impl Passing<'_> {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Chunk>) -> Result<OwnedWriteHalf, End> {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Chunk>) -> Result<(), Broken> {
         while let Some((due, mut chunk)) = inbox.recv().await {
             sleep_until(due).await;
             if chunk.is_empty() {
                 self.permitted(1).await?;
-                self.to.shutdown().await.map_err(|_| End::Reset)?;
-                return Ok(self.to);
+                self.to.shutdown().await.map_err(|_| Broken)?;
+                return Ok(());
             }
             while !chunk.is_empty() {
                 let len = self.permitted(chunk.len()).await?.min(chunk.len());
                 let piece = chunk.split_to(len);
-                self.to.write_all(&piece).await.map_err(|_| End::Reset)?;
+                self.to.write_all(&piece).await.map_err(|_| Broken)?;
                 let len = u64::try_from(len).expect("a chunk");
                 self.counts.passed(self.towards).fetch_add(len, Ordering::Relaxed);
                 self.pause(len).await;
             }
         }
-        Err(End::Reset)
+        Err(Broken)
     }
 
     /// Waits until something may pass, and says how much at once.
-    async fn permitted(&mut self, wanted: usize) -> Result<usize, End> {
+    async fn permitted(&mut self, wanted: usize) -> Result<usize, Broken> {
         loop {
             let fault = *self.fault.borrow_and_update();
             match fault {
@@ -381,15 +377,15 @@ impl Passing<'_> {
                     return Ok(usize::try_from(step).unwrap_or(usize::MAX));
                 }
                 Fault::CutAfter { bytes } => return self.before_cut(fault, bytes, wanted),
-                Fault::Refuse | Fault::Reset => return Err(End::Reset),
+                Fault::Refuse | Fault::Reset => return Err(Broken),
                 Fault::Hang | Fault::OneWay { .. } => {
-                    self.fault.changed().await.map_err(|_| End::Closed)?;
+                    self.fault.changed().await.map_err(|_| Broken)?;
                 }
             }
         }
     }
 
-    fn before_cut(&mut self, fault: Fault, bytes: u64, wanted: usize) -> Result<usize, End> {
+    fn before_cut(&mut self, fault: Fault, bytes: u64, wanted: usize) -> Result<usize, Broken> {
         if self.towards == Towards::Target {
             return Ok(wanted);
         }
@@ -399,7 +395,7 @@ impl Passing<'_> {
         };
         let len = left.min(u64::try_from(wanted).expect("a chunk"));
         self.left = Some((fault, left - len));
-        if len == 0 { Err(End::Reset) } else { Ok(usize::try_from(len).expect("a chunk")) }
+        if len == 0 { Err(Broken) } else { Ok(usize::try_from(len).expect("a chunk")) }
     }
 
     /// After so many bytes, if it is to be slow.
