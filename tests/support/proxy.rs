@@ -65,7 +65,7 @@ pub enum Fault {
     },
     /// One direction passes, the other one does not.
     OneWay {
-        /// Where to bytes still go.
+        /// Where bytes still go.
         towards: Towards,
     },
 }
