@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io,
-    net::{TcpListener, TcpStream},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -12,8 +12,17 @@ use std::{
 };
 
 pub mod action;
+pub mod certificates;
 pub mod client;
+pub mod dns;
+pub mod liar;
+pub mod netns;
+pub mod proxy;
 
+use netns::Space;
+
+/// Where a node on a host of a net listens.
+pub const PORT: u16 = 8980;
 /// How long a node may take to accept its first connection.
 const START_WAIT: Duration = Duration::from_secs(60);
 /// How long a node may take to end after a signal.
@@ -63,7 +72,7 @@ pub fn is_root(test: &str) -> bool {
 /// A running node. Dropped, it is killed.
 pub struct Node {
     child: Child,
-    port: u16,
+    address: SocketAddr,
     log: PathBuf,
 }
 
@@ -84,14 +93,38 @@ impl Node {
     #[must_use]
     pub fn start_with(directory: &Path, settings: &[(&str, &str)]) -> Self {
         let port = free_port();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let command = command(directory, port, settings);
+        Self::up(command, directory, address, || TcpStream::connect(address).is_ok())
+    }
+
+    /// The same on a host of a net, on port [`PORT`] of all its addresses, IPv4 and IPv6. Its
+    /// address is of that host: reach it from another one, as by `net.client().run(…)`.
+    ///
+    /// # Panics
+    /// Where it does not come up; its log is printed.
+    #[must_use]
+    pub fn start_in(space: &Space, directory: &Path, settings: &[(&str, &str)]) -> Self {
+        let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
+        let command = serve(space.command(binary()), directory, listen, settings);
+        let address = SocketAddr::from((IpAddr::from(space.v4()), PORT));
+        Self::up(command, directory, address, || space.listens(PORT))
+    }
+
+    /// Starts it and waits until it takes connections.
+    fn up(
+        mut command: Command,
+        directory: &Path,
+        address: SocketAddr,
+        listens: impl Fn() -> bool,
+    ) -> Self {
         let log = directory.with_extension("log");
-        let mut command = command(directory, port, settings);
         let output = File::options().create(true).append(true).open(&log).expect("a log file");
         command.stdout(output.try_clone().expect("a second handle")).stderr(output);
         let child = command.spawn().expect("the node can be started");
-        let mut node = Self { child, port, log };
+        let mut node = Self { child, address, log };
         let started = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        while !listens() {
             let ended = node.child.try_wait().expect("it is our child");
             let late = started.elapsed() > START_WAIT;
             assert!(ended.is_none() && !late, "the node did not come up:\n{}", node.log());
@@ -103,13 +136,13 @@ impl Node {
     /// Where it listens, as HOST:PORT.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.address.to_string()
     }
 
     /// The port on which it listens.
     #[must_use]
     pub const fn port(&self) -> u16 {
-        self.port
+        self.address.port()
     }
 
     /// Its process.
@@ -179,8 +212,16 @@ impl Drop for Node {
 /// The command that starts a node, for tests of how it refuses to.
 #[must_use]
 pub fn command(directory: &Path, port: u16, settings: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(binary());
-    command.arg("serve").args(["--listen", &format!("127.0.0.1:{port}")]);
+    serve(Command::new(binary()), directory, SocketAddr::from(([127, 0, 0, 1], port)), settings)
+}
+
+fn serve(
+    mut command: Command,
+    directory: &Path,
+    listen: SocketAddr,
+    settings: &[(&str, &str)],
+) -> Command {
+    command.arg("serve").args(["--listen", &listen.to_string()]);
     command.arg("--data").arg(directory).stdin(Stdio::null());
     // A test's file system may be small.
     command.env("RINGFORGE__STORE__FREE_BYTES_MIN", "0");
@@ -188,6 +229,18 @@ pub fn command(directory: &Path, port: u16, settings: &[(&str, &str)]) -> Comman
         command.env(format!("RINGFORGE__{key}"), value);
     }
     command
+}
+
+/// Looks again and again until it holds; `what` says what was waited for.
+///
+/// # Panics
+/// Where it does not come to hold: the limit is generous, and no test may depend on it.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < START_WAIT, "waited in vain: {what}");
+        thread::sleep(LOOK);
+    }
 }
 
 /// A port of loopback that nobody listens on.
