@@ -281,6 +281,19 @@ async fn a_write_whose_source_fails_is_not_finished() {
 }
 
 #[tokio::test]
+async fn capabilities_that_hang_keep_nobody_from_reading() {
+    let server = Fake::start().await;
+    server.fails(Fault::CapabilitiesHang);
+    let remote = server.remote(|settings| settings.call_deadline = Duration::from_secs(2));
+    let blob = blob_of(100_000, 1);
+    let digest = server.keep(&blob);
+    let (one, other) = tokio::join!(whole(&remote, digest, 0), whole(&remote, digest, 0));
+    assert_eq!(one.unwrap(), blob);
+    assert_eq!(other.unwrap(), blob);
+    remote.write(digest, outgoing(&blob, 1000)).await.unwrap();
+}
+
+#[tokio::test]
 async fn capabilities_that_fail_keep_nobody_from_reading() {
     let server = Fake::start().await;
     server.offers_zstd();

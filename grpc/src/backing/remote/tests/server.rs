@@ -71,6 +71,8 @@ pub(crate) enum Fault {
     Bomb,
     /// Capabilities fail.
     NoCapabilities,
+    /// Capabilities are never answered.
+    CapabilitiesHang,
     /// Names what is no digest.
     NoDigest,
     /// Says of an upload that it kept less.
@@ -468,6 +470,9 @@ impl Capabilities for Service {
         let fault = self.enter("capabilities", &request.get_ref().instance_name).await?;
         if fault == Fault::NoCapabilities {
             return Err(Status::unimplemented("an old server"));
+        }
+        if fault == Fault::CapabilitiesHang {
+            pending::<()>().await;
         }
         let cache_capabilities = Some(self.0.offer.lock().unwrap().clone());
         Ok(Response::new(ServerCapabilities { cache_capabilities, ..Default::default() }))
