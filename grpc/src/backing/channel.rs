@@ -200,8 +200,9 @@ impl Headers {
             if value.len() > HEADER_BYTES_MAX {
                 return Err(bad("the value is too long"));
             }
-            let value = MetadataValue::try_from(value.as_str());
-            let mut value = value.map_err(|_| bad("the value is not printable ASCII"))?;
+            let printable = value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+            let value = MetadataValue::try_from(value.as_str()).ok().filter(|_| printable);
+            let mut value = value.ok_or_else(|| bad("the value is not printable ASCII"))?;
             // Not shown by anybody's Debug, and kept out of HPACK's table.
             value.set_sensitive(true);
             Ok((key, value))

@@ -3,7 +3,7 @@
 use super::*;
 use crate::backing::remote::tests::server::{Fake, connect};
 use engine::tier::{Below, BelowError};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 use tonic::transport::ServerTlsConfig;
 
@@ -101,9 +101,10 @@ struct Authority {
 }
 
 impl Authority {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap().pem();
         let issuer = Issuer::new(params, key);
@@ -136,7 +137,7 @@ impl Authority {
         if clients {
             tls = tls.client_ca_root(Certificate::from_pem(&self.certificate));
         }
-        Fake::start_with(Some(tls)).await
+        Fake::start_at(0, Some(tls)).await
     }
 }
 
@@ -165,7 +166,7 @@ async fn probed(connect: &Connect) -> Option<String> {
 
 #[tokio::test]
 async fn a_server_is_believed_only_by_a_certificate_that_holds() {
-    let (ours, theirs) = (Authority::new(), Authority::new());
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
     for (server, ca, expect) in [
         (ours.server(ours.issue("127.0.0.1", 2100), false).await, ours.ca(), None),
         (ours.server(ours.issue("127.0.0.1", 2100), false).await, theirs.ca(), Some("nknown")),
@@ -174,7 +175,6 @@ async fn a_server_is_believed_only_by_a_certificate_that_holds() {
         (Fake::start().await, ours.ca(), Some("")),
     ] {
         let why = probed(&connect_tls(server.port, ca)).await;
-        println!("{expect:?}: {why:?}");
         assert_eq!(why.is_some(), expect.is_some(), "{expect:?}: {why:?}");
         let (why, expect) = (why.unwrap_or_default(), expect.unwrap_or_default());
         assert!(why.contains(expect), "{expect}: {why}");
@@ -186,7 +186,7 @@ async fn a_server_is_believed_only_by_a_certificate_that_holds() {
 
 #[tokio::test]
 async fn a_server_that_asks_for_a_certificate_gets_it() {
-    let (ours, theirs) = (Authority::new(), Authority::new());
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
     let server = ours.server(ours.issue("127.0.0.1", 2100), true).await;
     let mut connect = connect_tls(server.port, ours.ca());
     assert!(probed(&connect).await.is_some(), "none is shown");
@@ -201,7 +201,7 @@ async fn a_server_that_asks_for_a_certificate_gets_it() {
 
 #[test]
 fn files_that_are_of_no_use_are_named_at_start() {
-    let ours = Authority::new();
+    let ours = Authority::new("ours");
     let (certificate, key) = ours.issue("node", 2100);
     let certificate = ours.file("node.pem", &certificate);
     let key = ours.file("node.key", &key);

@@ -59,7 +59,7 @@ impl Remote {
         for range in groups(digests.iter().map(Digest::size), bytes_max) {
             let group = &digests[range];
             let answered = match group {
-                [one] if one.size() > bytes_max => Ok(vec![self.receive_whole(*one).await]),
+                [one] if one.size() > bytes_max => alone(self.receive_whole(*one).await),
                 _ => self.receive_batch(group).await,
             };
             if !extend(&mut answers, answered, digests.len())? {
@@ -114,7 +114,7 @@ impl Remote {
             let answered = match group {
                 [(digest, bytes)] if bytes.len() as u64 > bytes_max => {
                     let piece = stream::iter([Ok(bytes.clone())]).boxed();
-                    Ok(vec![self.send(*digest, piece).await])
+                    alone(self.send(*digest, piece).await)
                 }
                 _ => self.send_batch(group).await,
             };
@@ -143,6 +143,14 @@ impl Remote {
             Some((digest, failed(one.status.as_ref()).map_or(Ok(()), Err)))
         });
         Ok(in_place(blobs.iter().map(|(digest, _)| *digest), answers))
+    }
+}
+
+/// The answer for a blob that was asked for by itself, as that of a batch.
+fn alone<T>(answer: BelowResult<T>) -> BelowResult<Vec<BelowResult<T>>> {
+    match answer {
+        Err(error) if error.is_outage() => Err(error),
+        answer => Ok(vec![answer]),
     }
 }
 
@@ -213,20 +221,21 @@ mod tests {
     #[test]
     fn blobs_are_split_so_that_each_group_fits_a_message() {
         let e = ENTRY_BYTES;
-        for (sizes, bytes_max, expect) in [
+        for (sizes, bytes_max, ends) in [
             (vec![], 1000, vec![]),
-            (vec![1], 0, vec![0..1]),
-            (vec![1, 1], 2 * (e + 1), vec![0..2]),
-            (vec![1, 1], 2 * e + 1, vec![0..1, 1..2]),
-            (vec![1, 5000, 1, 1], 1000, vec![0..1, 1..2, 2..4]),
-            (vec![u64::MAX, u64::MAX, 1], 1000, vec![0..1, 1..2, 2..3]),
-            (
-                vec![0; DIGESTS_MAX + 1],
-                u64::MAX,
-                vec![0..DIGESTS_MAX, DIGESTS_MAX..DIGESTS_MAX + 1],
-            ),
+            (vec![1], 0, vec![1]),
+            (vec![1, 1], 2 * (e + 1), vec![2]),
+            (vec![1, 1], 2 * e + 1, vec![1, 2]),
+            (vec![1, 5000, 1, 1], 1000, vec![1, 2, 4]),
+            (vec![u64::MAX, u64::MAX, 1], 1000, vec![1, 2, 3]),
+            (vec![0; DIGESTS_MAX + 1], u64::MAX, vec![DIGESTS_MAX, DIGESTS_MAX + 1]),
         ] {
-            assert_eq!(groups(sizes.into_iter(), bytes_max), expect);
+            let mut start = 0;
+            let groups = groups(sizes.into_iter(), bytes_max).into_iter().map(|group| {
+                assert_eq!(group.start, std::mem::replace(&mut start, group.end));
+                group.end
+            });
+            assert_eq!(groups.collect::<Vec<_>>(), ends);
         }
     }
 

@@ -10,13 +10,15 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// Bytes of blobs in one message, where the server sets no bound: a message of 4 MiB with room
 /// for the names of the blobs.
 const BATCH_BYTES_MAX: u64 = (4 << 20) - (64 << 10);
 /// A server that did not answer is not asked again sooner.
 const ASK_PAUSE: Duration = Duration::from_secs(5);
+/// Which part of a call's deadline is spent on asking first what the server can do.
+const ASK_SHARE: u32 = 4;
 
 /// What is used of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +83,13 @@ impl Remote {
         if let Some(offer) = self.offers.known() {
             return offer;
         }
-        self.ask_offer().await.unwrap_or(LEAST)
+        // A part of what a read may take: it still has to come to its own question.
+        let patience = self.settings.call_deadline / ASK_SHARE;
+        if let Ok(asked) = timeout(patience, self.ask_offer()).await {
+            return asked.unwrap_or(LEAST);
+        }
+        self.offers.lock().failed = Some(Instant::now());
+        LEAST
     }
 
     /// Asks anew.

@@ -2,9 +2,8 @@
 
 pub(crate) mod server;
 
-use self::server::{Fake, Fault, connect};
+use self::server::{Fake, Fault, remote_at};
 use super::{Remote, joined};
-use crate::backing::channel::Target;
 use bytes::{Bytes, BytesMut};
 use engine::{
     blob::BlobError,
@@ -13,7 +12,7 @@ use engine::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::reapi::ActionResult;
-use std::time::Duration;
+use std::{net::TcpListener, time::Duration};
 
 /// Bytes that don't pack well, and are others for each `seed`.
 fn blob_of(size: usize, seed: u64) -> Bytes {
@@ -92,7 +91,9 @@ async fn what_is_missing_is_what_was_asked_for_and_is_not_there() {
     let remote = server.remote(|_| ());
     let blobs: Vec<_> = (0..25_000).map(|n| blob_of(8, n)).collect();
     let digests: Vec<_> = blobs.iter().map(|blob| Digest::of(blob)).collect();
-    blobs.iter().step_by(3).for_each(|blob| drop(server.keep(blob)));
+    for blob in blobs.iter().step_by(3) {
+        server.keep(blob);
+    }
     let expect: Vec<_> = (0..digests.len()).filter(|n| n % 3 > 0).map(|n| digests[n]).collect();
     for fault in [Fault::None, Fault::More] {
         server.fails(fault);
@@ -220,11 +221,15 @@ async fn a_server_that_hangs_is_given_up_at_every_step() {
     timed_out(remote.probe().await);
     timed_out(remote.find_missing(vec![digest]).await.map(drop));
     timed_out(remote.read(digest, 0).await.map(drop));
-    timed_out(remote.read_many(vec![digest]).await.map(drop));
+    for one in [digest, Digest::of(b"small")] {
+        timed_out(remote.read_many(vec![one]).await.map(drop));
+    }
     timed_out(remote.write_many(vec![(digest, blob.slice(..9))]).await.map(drop));
     timed_out(remote.get_action("", digest).await.map(drop));
     server.fails(Fault::HangsHalfway);
     timed_out(whole(&remote, digest, 0).await.map(drop));
+    server.fails(Fault::Trickles);
+    timed_out(whole(&remote, server.keep(&blob.slice(..9000)), 0).await.map(drop));
     server.fails(Fault::TakesNothing);
     timed_out(remote.write(digest, outgoing(&blob, 1 << 20)).await);
     // Small enough to be taken whole: it is the answer that does not come.
@@ -276,6 +281,19 @@ async fn a_write_whose_source_fails_is_not_finished() {
 }
 
 #[tokio::test]
+async fn capabilities_that_hang_keep_nobody_from_reading() {
+    let server = Fake::start().await;
+    server.fails(Fault::CapabilitiesHang);
+    let remote = server.remote(|settings| settings.call_deadline = Duration::from_secs(2));
+    let blob = blob_of(100_000, 1);
+    let digest = server.keep(&blob);
+    let (one, other) = tokio::join!(whole(&remote, digest, 0), whole(&remote, digest, 0));
+    assert_eq!(one.unwrap(), blob);
+    assert_eq!(other.unwrap(), blob);
+    remote.write(digest, outgoing(&blob, 1000)).await.unwrap();
+}
+
+#[tokio::test]
 async fn capabilities_that_fail_keep_nobody_from_reading() {
     let server = Fake::start().await;
     server.offers_zstd();
@@ -297,19 +315,38 @@ async fn capabilities_that_fail_keep_nobody_from_reading() {
 }
 
 #[tokio::test]
-async fn a_server_that_went_is_unreachable_and_found_again() {
-    let server = Fake::start().await;
-    let (port, state) = (server.port, std::sync::Arc::clone(&server.state));
-    let remote = server.remote(|_| ());
+async fn a_server_that_is_not_there_is_unreachable_until_it_is() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let remote = remote_at(port, |settings| settings.instance = "main".to_owned());
+    assert_eq!(remote.name(), format!("grpc://127.0.0.1:{port}/main"));
+    let digest = Digest::of(b"x");
+    for gone in [
+        remote.probe().await,
+        remote.read(digest, 0).await.map(drop),
+        remote.read_many(vec![digest]).await.map(drop),
+        remote.write(digest, outgoing(&Bytes::from_static(b"x"), 1)).await,
+    ] {
+        assert!(matches!(gone, Err(BelowError::Unreachable(_))), "{gone:?}");
+    }
+    let server = Fake::start_at(port, None).await;
+    server.keep(&Bytes::from_static(b"x"));
     remote.probe().await.unwrap();
-    drop(server);
-    // Connections that it had may live on: what counts is that a new one can't be made.
-    let fresh = Target::new(&connect(port)).unwrap();
-    let settings = remote.settings.clone();
-    let fresh = Remote::new(&fresh, settings);
-    tokio::task::yield_now().await;
-    let gone = fresh.probe().await;
-    assert!(matches!(gone, Err(BelowError::Unreachable(_))), "{gone:?}");
-    assert_eq!(fresh.name(), format!("grpc://127.0.0.1:{port}"));
-    drop(state);
+    assert_eq!(whole(&remote, digest, 0).await.unwrap(), "x");
+}
+
+#[tokio::test]
+async fn readers_that_stand_still_hold_up_nobody() {
+    let server = Fake::start().await;
+    let remote = server.remote(|_| ());
+    let digest = server.keep(&blob_of(8 << 20, 1));
+    let mut still = Vec::new();
+    for _ in 0..16 {
+        still.push(remote.read(digest, 0).await.unwrap());
+    }
+    assert_eq!(whole(&remote, digest, 0).await.unwrap().len(), 8 << 20);
+    for mut pieces in still {
+        while let Some(piece) = pieces.next().await {
+            piece.unwrap();
+        }
+    }
 }

@@ -61,6 +61,8 @@ pub(crate) enum Fault {
     Hangs,
     /// Sends the first half, then nothing.
     HangsHalfway,
+    /// Sends a byte at a time, and seldom.
+    Trickles,
     /// Takes no more than the first message of an upload.
     TakesNothing,
     /// RESOURCE_EXHAUSTED with RetryInfo.
@@ -69,6 +71,8 @@ pub(crate) enum Fault {
     Bomb,
     /// Capabilities fail.
     NoCapabilities,
+    /// Capabilities are never answered.
+    CapabilitiesHang,
     /// Names what is no digest.
     NoDigest,
     /// Says of an upload that it kept less.
@@ -102,11 +106,11 @@ impl Drop for Fake {
 
 impl Fake {
     pub(crate) async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_at(0, None).await
     }
 
-    pub(crate) async fn start_with(tls: Option<ServerTlsConfig>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pub(crate) async fn start_at(port: u16, tls: Option<ServerTlsConfig>) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let state: Arc<State> = Arc::default();
         state.offer.lock().unwrap().digest_functions = vec![SHA256];
@@ -128,14 +132,7 @@ impl Fake {
 
     /// The tier that asks this server.
     pub(crate) fn remote(&self, change: impl FnOnce(&mut RemoteSettings)) -> Remote {
-        let mut settings = RemoteSettings {
-            instance: String::new(),
-            compression: true,
-            call_deadline: Duration::from_secs(20),
-            idle_deadline: Duration::from_secs(20),
-        };
-        change(&mut settings);
-        Remote::new(&Target::new(&connect(self.port)).unwrap(), settings)
+        remote_at(self.port, change)
     }
 
     pub(crate) fn fails(&self, fault: Fault) {
@@ -166,6 +163,18 @@ impl Fake {
     pub(crate) fn asked(&self) -> Vec<String> {
         std::mem::take(&mut self.state.asked.lock().unwrap())
     }
+}
+
+/// The tier that asks a server here.
+pub(crate) fn remote_at(port: u16, change: impl FnOnce(&mut RemoteSettings)) -> Remote {
+    let mut settings = RemoteSettings {
+        instance: String::new(),
+        compression: true,
+        call_deadline: Duration::from_secs(20),
+        idle_deadline: Duration::from_secs(20),
+    };
+    change(&mut settings);
+    Remote::new(&Target::new(&connect(port)).unwrap(), settings)
 }
 
 /// How to connect to a server here.
@@ -347,13 +356,21 @@ impl ByteStream for Service {
         if fault == Fault::HangsHalfway {
             bytes.truncate(bytes.len() / 2);
         }
+        let piece_bytes = if fault == Fault::Trickles { 1 } else { 100_000 };
         let pieces: Vec<_> = bytes
-            .chunks(100_000)
+            .chunks(piece_bytes)
             .map(|piece| Ok(ReadResponse { data: Bytes::copy_from_slice(piece) }))
             .collect();
         let pieces = stream::iter(pieces);
         if fault == Fault::HangsHalfway {
             return Ok(Response::new(pieces.chain(stream::pending()).boxed()));
+        }
+        if fault == Fault::Trickles {
+            let slowly = pieces.then(|piece| async {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                piece
+            });
+            return Ok(Response::new(slowly.boxed()));
         }
         Ok(Response::new(pieces.boxed()))
     }
@@ -453,6 +470,9 @@ impl Capabilities for Service {
         let fault = self.enter("capabilities", &request.get_ref().instance_name).await?;
         if fault == Fault::NoCapabilities {
             return Err(Status::unimplemented("an old server"));
+        }
+        if fault == Fault::CapabilitiesHang {
+            pending::<()>().await;
         }
         let cache_capabilities = Some(self.0.offer.lock().unwrap().clone());
         Ok(Response::new(ServerCapabilities { cache_capabilities, ..Default::default() }))
