@@ -25,6 +25,8 @@ pub(super) enum Remark {
     Conflict { id: Arc<str>, known: SocketAddr, other: SocketAddr },
     /// Somebody sends what can't be read, most likely without the key.
     Foreign { from: SocketAddr, why: String },
+    /// A seed does not answer, and there is nobody else.
+    Alone { seed: String, why: String },
 }
 
 /// What was said lately.
@@ -71,6 +73,11 @@ impl Lately {
             Remark::Foreign { from, why } => {
                 tracing::warn!(%from, why, "gossip that can't be read was ignored");
             }
+            Remark::Alone { seed, why } => tracing::warn!(
+                seed,
+                why,
+                "this node knows nobody, and a seed does not answer: is it up, and has it our keys?"
+            ),
         }
     }
 }
@@ -81,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_thing_is_said_once_a_minute_and_another_is_said_too() {
-        let (mut lately, start) = (Lately::default(), Instant::now());
+        let (mut lately, start) = (Lately::default(), tokio::time::Instant::now().into_std());
         let remark = |id: &str| Remark::TooMany {
             id: id.into(),
             address: SocketAddr::from(([127, 0, 0, 1], 1)),

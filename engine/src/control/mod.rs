@@ -8,10 +8,12 @@
 //! a partition heals is ours.
 
 mod gossip;
+mod list;
 mod log;
 pub mod membership;
 mod peers;
 mod seeds;
+mod seek;
 mod transport;
 mod view;
 
@@ -115,8 +117,8 @@ pub enum ClusterError {
         /// What the system says.
         why: String,
     },
-    /// Encryption can't be turned on or off while a node runs.
-    #[error("the node started {}: that changes with a restart only", if *.0 { "with keys" } else { "without keys" })]
+    /// Encryption can't be turned on or off while a node runs; whether it is on.
+    #[error("keys may change while a node runs, but whether it has any may not (it has: {0})")]
     Keys(bool),
 }
 

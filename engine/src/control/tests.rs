@@ -222,7 +222,7 @@ fn keys_rotate_while_nodes_run() {
         .await;
         c.own.send_replace(OwnState { running: 7, ..OwnState::default() });
         let running = |node: &Node| Some(node.peers.get("c")?.state?.running);
-        until("states arrive", || running(&d) == Some(7) && running(&b) == Some(7)).await;
+        until("states arrive", || running(&d) == Some(7) && running(b) == Some(7)).await;
         assert!(matches!(a.membership.set_keys(&[]), Err(ClusterError::Keys(true))));
     });
 }

@@ -132,6 +132,10 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    fn now() -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
     fn member(id: &str, started: u64) -> Member {
         let address = SocketAddr::from(([127, 0, 0, 1], 7000 + (started % 100) as u16));
         Member { id: id.into(), address, started }
@@ -153,7 +157,7 @@ mod tests {
 
     #[test]
     fn an_older_state_never_replaces_a_newer_one() {
-        let (mut view, now) = (View::new("a".into()), Instant::now());
+        let (mut view, now) = (View::new("a".into()), now());
         view.handle(Event::Joined(member("b", 1)), now);
         assert!(view.handle(Event::State(state("b", 1, 2)), now).relay.is_some());
         for count in [1, 2] {
@@ -165,7 +169,7 @@ mod tests {
 
     #[test]
     fn only_the_process_that_is_a_member_is_believed() {
-        let (mut view, now) = (View::new("a".into()), Instant::now());
+        let (mut view, now) = (View::new("a".into()), now());
         assert_eq!(view.handle(Event::State(state("b", 1, 1)), now), Effects::default());
         view.handle(Event::Joined(member("b", 5)), now);
         for other in [4, 6] {
@@ -183,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_node_is_never_its_own_peer() {
-        let (mut view, now) = (View::new("a".into()), Instant::now());
+        let (mut view, now) = (View::new("a".into()), now());
         assert!(!view.handle(Event::Joined(member("a", 1)), now).changed);
         assert!(!view.handle(Event::Members(vec![member("a", 1)]), now).changed);
         assert!(!view.handle(Event::State(state("a", 1, 1)), now).changed);
@@ -191,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_view_has_a_bound() {
-        let (mut view, now) = (View::new("a".into()), Instant::now());
+        let (mut view, now) = (View::new("a".into()), now());
         for at in 0..2 * NODES_MAX {
             view.handle(Event::Joined(member(&format!("n{at}"), 1)), now);
         }
@@ -214,7 +218,7 @@ mod tests {
     fn views_converge_whatever_was_lost_on_the_way() {
         for seed in 0..300 {
             let mut chance = Chance(seed);
-            let now = Instant::now();
+            let now = now();
             let ids = ["a", "b", "c", "d", "e"];
             let mut alive: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
             let mut views = ids.map(|id| View::new(id.into()));
