@@ -175,6 +175,18 @@ fn a_killed_node_vanishes_and_may_come_back_anywhere() {
     });
 }
 
+/// The address takes packets and connections, and nothing answers: a process that hangs.
+#[test]
+fn a_node_that_hangs_is_missed_too() {
+    run(async {
+        let [a, b, c] = three(V4, &[KEY]).await;
+        let address = c.membership.address();
+        c.kill().await;
+        let _silent = (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap());
+        until("who hangs is missed", || a.sees(&["b"]) && b.sees(&["a"])).await;
+    });
+}
+
 #[test]
 fn it_works_by_ipv6() {
     run(async {
@@ -191,10 +203,13 @@ fn without_the_key_nobody_joins() {
         let [a, b, c] = three(V4, &[KEY]).await;
         let seed = a.membership.address();
         let other = Node::start(with_keys(config("other", free(V4), &[seed]), &[KEY_2])).await;
-        let none = Node::start(config("none", free(V4), &[seed])).await;
         let failed = |node: &Node| node.peers.counters().joins_failed.load(Relaxed) >= 2;
-        until("both were refused", || failed(&other) && failed(&none)).await;
-        assert!(a.peers.counters().foreign.load(Relaxed) > 0);
+        let foreign = || a.peers.counters().foreign.load(Relaxed);
+        until("another key is refused", || failed(&other) && foreign() >= 2).await;
+        other.membership.stop().await;
+        let before = foreign();
+        let none = Node::start(config("none", free(V4), &[seed])).await;
+        until("plain text is refused", || failed(&none) && foreign() >= before + 2).await;
         for node in [&other, &none] {
             assert!(node.peers.snapshot().peers.is_empty());
         }

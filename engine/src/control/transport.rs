@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use memberlist::{
     agnostic::RuntimeLite,
     net::{NetTransport, NetTransportOptions, error::NetTransportError, stream_layer::tcp::Tcp},
-    proto::{Payload, ProtoDecoder, ProtoReader, SecretKey},
+    proto::{EncryptionAlgorithm, Payload, ProtoDecoder, ProtoReader, SecretKey},
     tokio::{TokioRuntime, TokioSocketAddrResolver},
     transport::{
         Connection, Packet, PacketProducer, PacketSubscriber, StreamSubscriber, Transport,
@@ -21,11 +21,11 @@ use std::{io, net::SocketAddr, sync::Arc};
 use tokio::{sync::watch, time::Instant};
 
 /// Bytes of one message by TCP: a thousand states of a kilobyte, and as many members.
-pub(super) const STREAM_BYTES_MAX: u32 = 4 * 1024 * 1024;
+const STREAM_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Bytes of a packet. 1280 is what every IPv6 path carries, less its headers; `memberlist`'s own
 /// 1472 fits IPv4 on a bare Ethernet, and no overlay network.
-pub(super) const PACKET_BYTES_MAX: usize = 1232;
+const PACKET_BYTES_MAX: usize = 1232;
 
 /// Packets that wait to be looked at, and then to be handled.
 const PACKETS_LEN_MAX: usize = 1024;
@@ -77,26 +77,31 @@ impl Guard {
     async fn sift(self, from: Packets, to: PacketProducer<SocketAddr, Instant>) {
         while let Ok(packet) = from.recv().await {
             let (address, at, bytes) = packet.into_components();
-            let keys = self.keys.borrow().clone();
-            let mut decoder = ProtoDecoder::new();
-            decoder.with_offload_size(usize::MAX);
-            if !keys.is_empty() {
-                decoder.with_encryption(keys).with_verify_incoming(true);
-            }
-            match decoder.decode::<TokioRuntime>(BytesMut::from(&bytes[..])).await {
-                Ok(_) => {
+            match self.opens(&bytes).await {
+                Ok(()) => {
                     if to.send(Packet::new(address, at, bytes)).await.is_err() {
                         return;
                     }
                 }
-                Err(error) => self.refuse(address, error.to_string()),
+                Err(why) => self.refuse(address, why),
             }
         }
     }
 
-    /// Looks at the first bytes of a message and takes none of them.
+    /// Whether a message is one, and by a key of ours if there is any.
+    async fn opens(&self, bytes: &[u8]) -> Result<(), String> {
+        let keys = self.keys.borrow().clone();
+        let mut decoder = ProtoDecoder::new();
+        decoder.with_offload_size(usize::MAX);
+        if !keys.is_empty() {
+            decoder.with_encryption(keys).with_verify_incoming(true);
+        }
+        let opened = decoder.decode::<TokioRuntime>(BytesMut::from(bytes)).await;
+        opened.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Looks at a message that comes by TCP and takes nothing of it.
     async fn look(&self, reader: &mut impl ProtoReader) -> io::Result<()> {
-        let refuse = |why| Err(io::Error::new(io::ErrorKind::InvalidData, why));
         let mut header = [0; 6];
         reader.peek_exact(&mut header[..1]).await?;
         let encrypted = header[0] == ENCRYPTED;
@@ -126,8 +131,22 @@ impl Guard {
                 bytes.fold(0_u64, |length, byte| length << 7 | u64::from(byte & 0x7f))
             }
         };
-        if length > u64::from(STREAM_BYTES_MAX) { refuse("too long") } else { Ok(()) }
+        if length > STREAM_BYTES_MAX {
+            return refuse("too long");
+        }
+        if encrypted {
+            let (kind, length) = (EncryptionAlgorithm::from(header[1]), length as usize);
+            let around = header.len() + kind.nonce_size() + kind.encrypted_suffix_len(length);
+            let mut whole = vec![0; around + length];
+            reader.peek_exact(&mut whole).await?;
+            return self.opens(&whole).await.or_else(refuse);
+        }
+        Ok(())
     }
+}
+
+fn refuse(why: impl Into<String>) -> io::Result<()> {
+    Err(io::Error::new(io::ErrorKind::InvalidData, why.into()))
 }
 
 impl Transport for Guarded {
