@@ -72,8 +72,8 @@ fn options(keys: &[SecretKey]) -> Options {
         // The dead are never forgotten by `memberlist` 0.8 itself: when it takes them out of its
         // list it moves the last entry to the place of a dead one and may keep the old place in
         // its index (`move_dead_nodes`, then a shuffle that need not touch place 0). The next
-        // look-up is out of bounds, and a panic ends the node: of three nodes one dies, and with
-        // one chance in six a survivor follows. `renew` in membership.rs forgets them instead.
+        // look-up is out of bounds, and a panic ends the node: where one of two nodes dies, with
+        // one chance in two the other follows. `renew` in membership.rs forgets them instead.
         .with_gossip_to_the_dead_time(NEVER)
         // A dead node may come back from another address as soon as it is known to be dead; by
         // default, never.
