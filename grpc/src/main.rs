@@ -6,6 +6,7 @@ mod config;
 mod deadline;
 mod front;
 mod node;
+mod peer;
 mod resource_name;
 mod self_test;
 mod services;

@@ -1,10 +1,14 @@
 //! One node's life: start in order, wait for a signal, stop in reverse. Must only compose.
 
+mod cluster;
 mod parts;
 mod stop;
 mod tiers;
 
-use self::tiers::Tiers;
+use self::{
+    cluster::{Cluster, Joining},
+    tiers::Tiers,
+};
 use crate::{
     config::{Config, LogFormat, LogLevel, LogSettings},
     front::{FrontParts, SERVICES, front},
@@ -17,7 +21,6 @@ use engine::{
     exec::{self, Executions},
     shard::{self, StoreConfig},
 };
-use futures_util::future::OptionFuture;
 use sandbox::Spawner;
 use std::{io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch, task::LocalSet};
@@ -91,19 +94,32 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let waiting = cores::prepare(shards, limits.inbox_len_max);
     let handle = waiting.handle();
-    let (executions, schedule, workers) = match spawner {
+    let started = match spawner {
         Some(spawner) => {
             let executing = parts::executions_config(&config, &store, &plan, &limits);
-            let (executions, schedule, workers) = exec::start(executing, handle.clone(), spawner)?;
-            (Some(executions), Some(schedule), Some(workers))
+            Some(exec::start(executing, handle.clone(), spawner)?)
         }
-        None => (None, None, None),
+        None => None,
     };
+    let executions = started.as_ref().map(|started| started.executions.clone());
     let limits = Arc::new(limits);
     let tiers = Tiers::start(&config, &handle, &limits, &store.layout.backlog(), &plan.control)?;
     let control = runtime.handle().clone();
     let mut node =
         parts::node(&config.server, handle.clone(), &limits, executions.clone(), control);
+    let local = LocalSet::new();
+    let joining = Joining {
+        config: &config,
+        serving: listener.local_addr()?,
+        cores: &handle,
+        limits: &limits,
+        tiers: &tiers,
+    };
+    let cluster = local.block_on(&runtime, cluster::join(joining))?;
+    if let Some(cluster) = &cluster {
+        node.peering = Some(cluster.peering.clone());
+        node.share = cluster.share.clone();
+    }
     node.backing = tiers.backing.as_ref().map(|open| open.rule.clone());
     let front = front(FrontParts {
         node,
@@ -115,14 +131,24 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     })?;
     let running = cores::start(waiting, &plan.data, &store, &limits, recovered, &front)?;
     print!("{report}");
-    let local = LocalSet::new();
     let serving = reporter.clone();
     local.spawn_local(async move {
         for service in SERVICES {
             serving.set_service_status(service, ServingStatus::Serving).await;
         }
     });
-    local.spawn_local(OptionFuture::from(schedule));
+    let workers = started.map(|started| {
+        local.spawn_local(started.schedule);
+        match &cluster {
+            Some(cluster) => cluster.take(started.errands, &limits),
+            // Nobody is told of peers, so that nobody sends.
+            None => drop(started.errands),
+        }
+        started.workers
+    });
+    if let Some(cluster) = &cluster {
+        local.spawn_local(cluster.run(executions.clone()));
+    }
     local.spawn_local(tick(executions.clone()));
     let accepting = connections.clone();
     local.spawn_local(async move {
@@ -131,7 +157,8 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
             Err(error) => tracing::error!(%error, "the listener can't be served"),
         }
     });
-    let stop = stop::Stop { drain, reporter, executions, connections, cores: handle };
+    let membership = cluster.as_ref().map(Cluster::membership);
+    let stop = stop::Stop { drain, reporter, executions, membership, connections, cores: handle };
     let held = local.block_on(&runtime, stop.on_signal(signals, config.server.grace));
     drop(local);
     let ended = stop::finish(held, workers, running);

@@ -168,6 +168,8 @@ pub(super) fn node(
         limits: limits.clone(),
         bounds: Arc::new(bounds),
         backing: None,
+        peering: None,
+        share: None,
         executions,
         control,
     }

@@ -145,12 +145,17 @@ fn open(
 }
 
 /// What a tier that is used as these settings say is told.
-pub(super) fn tier_config(settings: &BackingSettings, limits: &Limits) -> TierConfig {
+fn tier_config(settings: &BackingSettings, limits: &Limits) -> TierConfig {
     TierConfig {
         jobs_max: settings.waiting_max,
         absent_kept: settings.absent_kept,
         blob_bytes_max: limits.blob_bytes_max,
     }
+}
+
+/// What a peer's blobs as a tier are told: a peer may have at any moment what it had not.
+pub(super) fn peer_tier_config(settings: &BackingSettings, limits: &Limits) -> TierConfig {
+    TierConfig { absent_kept: Duration::ZERO, ..tier_config(settings, limits) }
 }
 
 /// How a tier is guarded.
