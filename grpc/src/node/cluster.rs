@@ -153,6 +153,7 @@ async fn tell(
 ) {
     let Some(executions) = executions else { return std::future::pending().await };
     let (mut load, mut changed) = (executions.load(), peers.changed());
+    load.mark_changed();
     let mut interval = tokio::time::interval(TELL_SCHEDULE);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
