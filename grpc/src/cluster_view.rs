@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow};
 use proto::node::{Member, ViewRequest, ViewResponse, cluster_client::ClusterClient};
 use serde_json::{Value, json};
 use std::{
+    error::Error as _,
     fmt::Write as _,
     io::{self, Write as _},
     time::Duration,
@@ -49,9 +50,10 @@ async fn ask(address: &str) -> anyhow::Result<ViewResponse> {
 }
 
 fn refused(address: &str, status: &Status) -> anyhow::Error {
-    let why = match status.code() {
-        Code::Unimplemented => "it serves no ringforge.v1.Cluster".to_owned(),
-        _ => causes(status),
+    let why = match (status.code(), status.source()) {
+        (Code::Unimplemented, _) => "it serves no ringforge.v1.Cluster".to_owned(),
+        (_, Some(cause)) => causes(cause),
+        (code, None) => format!("{code:?}: {}", status.message()),
     };
     anyhow!("{address} can't be asked: {}", printable(&status::short(why)))
 }
