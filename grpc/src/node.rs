@@ -24,7 +24,7 @@ use engine::{
 use sandbox::Spawner;
 use std::{io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch, task::LocalSet};
-use tonic_health::ServingStatus;
+use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     layer::SubscriberExt,
@@ -99,13 +99,9 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let waiting = cores::prepare(shards, limits.inbox_len_max);
     let handle = waiting.handle();
-    let started = match spawner {
-        Some(spawner) => {
-            let executing = parts::executions_config(&config, &store, &plan, &limits);
-            Some(exec::start(executing, handle.clone(), spawner)?)
-        }
-        None => None,
-    };
+    let executing = parts::executions_config(&config, &store, &plan, &limits);
+    let started = spawner.map(|spawner| exec::start(executing, handle.clone(), spawner));
+    let started = started.transpose()?;
     let executions = started.as_ref().map(|started| started.executions.clone());
     let limits = Arc::new(limits);
     let tiers = Tiers::start(&config, &handle, &limits, &store.layout.backlog(), &plan.control)?;
@@ -120,10 +116,8 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
         tiers: &tiers,
     };
     let cluster = local.block_on(&runtime, cluster::join(joining))?;
-    if let Some(cluster) = &cluster {
-        node.peering = Some(cluster.peering.clone());
-        node.share = cluster.share.clone();
-    }
+    node.peering = cluster.as_ref().map(|cluster| cluster.peering.clone());
+    node.share = cluster.as_ref().and_then(|cluster| cluster.share.clone());
     node.backing = tiers.backing.as_ref().map(|open| open.rule.clone());
     let front = front(FrontParts {
         node,
@@ -135,12 +129,7 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     })?;
     let running = cores::start(waiting, &plan.data, &store, &limits, recovered, &front)?;
     print!("{report}");
-    let serving = reporter.clone();
-    local.spawn_local(async move {
-        for service in SERVICES {
-            serving.set_service_status(service, ServingStatus::Serving).await;
-        }
-    });
+    local.spawn_local(say_serving(reporter.clone()));
     let workers = started.map(|started| {
         local.spawn_local(started.schedule);
         match &cluster {
@@ -154,13 +143,7 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
         local.spawn_local(cluster.run(executions.clone()));
     }
     local.spawn_local(tick(executions.clone()));
-    let accepting = connections.clone();
-    local.spawn_local(async move {
-        match TcpListener::from_std(listener) {
-            Ok(listener) => accept(listener, accepting, draining).await,
-            Err(error) => tracing::error!(%error, "the listener can't be served"),
-        }
-    });
+    local.spawn_local(accept_all(listener, connections.clone(), draining));
     let membership = cluster.as_ref().map(Cluster::membership);
     let stop = stop::Stop { drain, reporter, executions, membership, connections, cores: handle };
     let held = local.block_on(&runtime, stop.on_signal(signals, config.server.grace));
@@ -168,6 +151,23 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     let ended = stop::finish(held, workers, running);
     tiers.stop();
     ended
+}
+
+async fn say_serving(reporter: HealthReporter) {
+    for service in SERVICES {
+        reporter.set_service_status(service, ServingStatus::Serving).await;
+    }
+}
+
+async fn accept_all(
+    listener: std::net::TcpListener,
+    connections: Connections,
+    draining: watch::Receiver<bool>,
+) {
+    match TcpListener::from_std(listener) {
+        Ok(listener) => accept(listener, connections, draining).await,
+        Err(error) => tracing::error!(%error, "the listener can't be served"),
+    }
 }
 
 async fn tick(executions: Option<Executions>) {

@@ -59,6 +59,9 @@ pub(crate) struct BackingRule {
     pub(crate) mode_by_instance: Arc<HashMap<String, WriteMode>>,
 }
 
+/// Another node of the cluster, and the way to it.
+pub(crate) type There<'a> = (&'a Arc<Peering>, Arc<Link>);
+
 /// Bounds of the protocol's front.
 #[derive(Clone, Debug)]
 pub(crate) struct Bounds {
@@ -125,7 +128,7 @@ impl Node {
         &self,
         operation: &str,
         headers: &HeaderMap,
-    ) -> Result<Option<(&Arc<Peering>, Arc<Link>)>, Status> {
+    ) -> Result<Option<There<'_>>, Status> {
         let Some(peering) = &self.peering else { return Ok(None) };
         let link = peering.origin(operation, headers)?;
         Ok(link.map(|link| (peering, link)))
