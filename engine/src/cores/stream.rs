@@ -167,7 +167,8 @@ impl BlobReader {
     /// The next piece; `None` after the last.
     ///
     /// # Errors
-    /// `Disk`; `NotFound` where the blob proves to be damaged, before its last piece leaves.
+    /// `Disk`; `NotFound` where the blob proves to be damaged, before its last piece leaves;
+    /// `Below` where it breaks off on its way here.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         match &mut self.rest {
             Rest::Growing { range, .. } if range.is_empty() => Ok(None),
@@ -221,9 +222,9 @@ async fn next_grown(
         let is_whole = match outcome {
             Some(Ok(())) => true,
             // Whoever sent it is at fault, not who asks: there is no such blob to be had.
-            Some(Err(BlobError::Mismatch(_) | BlobError::Incomplete(_))) => {
-                return Err(BlobError::NotFound(digest));
-            }
+            Some(Err(BlobError::Mismatch(_))) => return Err(BlobError::NotFound(digest)),
+            // An outage says nothing about the blob.
+            Some(Err(BlobError::Incomplete(_))) => return Err(BlobError::broken_off()),
             Some(Err(error)) => return Err(error),
             None => false,
         };
