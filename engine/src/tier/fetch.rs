@@ -130,7 +130,7 @@ pub(super) async fn small(shared: &Shared, group: Vec<Wanted>) -> Vec<(Digest, K
                 known.push((*digest, Known::Here));
                 kept.push((*digest, bytes.clone()));
             }
-            Some(Ok(_)) => {
+            Some(Ok(_) | Err(BelowError::Wrong(_))) => {
                 wrong(shared, *digest);
                 known.push((*digest, Known::Wrong));
             }
