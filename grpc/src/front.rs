@@ -9,6 +9,7 @@ use crate::{
         byte_stream::{self, ByteStreamService, ReplyBody, refusal},
         capabilities::CapabilitiesService,
         cas::CasService,
+        cluster::ClusterService,
         execution::ExecutionService,
         operations::OperationsService,
     },
@@ -22,6 +23,7 @@ use hyper::{body::Incoming, service::Service};
 use hyper_util::service::TowerToHyperService;
 use proto::{
     longrunning::operations_server::OperationsServer,
+    node::cluster_server::ClusterServer,
     reapi::{
         action_cache_server::ActionCacheServer, capabilities_server::CapabilitiesServer,
         content_addressable_storage_server::ContentAddressableStorageServer,
@@ -36,7 +38,7 @@ use tonic::{Status, body::Body, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 /// What is served, by its full name: for reflection and health.
-pub(crate) const SERVICES: [&str; 9] = [
+pub(crate) const SERVICES: [&str; 10] = [
     "build.bazel.remote.execution.v2.ActionCache",
     "build.bazel.remote.execution.v2.Capabilities",
     "build.bazel.remote.execution.v2.ContentAddressableStorage",
@@ -46,6 +48,7 @@ pub(crate) const SERVICES: [&str; 9] = [
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
+    "ringforge.v1.Cluster",
 ];
 
 /// All that the front of every core is made of.
@@ -98,11 +101,13 @@ fn routes<H: Health>(
     let capabilities = CapabilitiesServer::new(CapabilitiesService { node: node.clone() });
     let execution = ExecutionServer::new(ExecutionService { node: node.clone() });
     let operations = OperationsServer::new(OperationsService { node: node.clone() });
+    let cluster = ClusterServer::new(ClusterService { node: node.clone() });
     let routes = Routes::new(capabilities)
         .add_service(cas.max_decoding_message_size(bound).max_encoding_message_size(usize::MAX))
         .add_service(actions.max_decoding_message_size(bound))
         .add_service(execution.max_decoding_message_size(bound))
         .add_service(operations)
+        .add_service(cluster)
         .add_service(health)
         .add_service(v1)
         .add_service(v1alpha);

@@ -2,6 +2,7 @@
 
 mod backing;
 mod cli;
+mod cluster_view;
 mod config;
 mod deadline;
 mod front;
@@ -58,6 +59,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve { config, flags } => {
             let config = Config::load(config.as_deref(), flags, config::environment())?;
             node::serve(config)
+        }
+        Command::Cluster { address, json } => {
+            cluster_view::print(&address, json)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Config { command: ConfigCommand::Print { config, flags } } => {
             let config = Config::load(config.as_deref(), flags, config::environment())?;

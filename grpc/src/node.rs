@@ -25,6 +25,11 @@ use sandbox::Spawner;
 use std::{io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch, task::LocalSet};
 use tonic_health::ServingStatus;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 /// How often the executions are told that time has passed.
 const TICK: Duration = Duration::from_secs(1);
@@ -105,8 +110,7 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     let limits = Arc::new(limits);
     let tiers = Tiers::start(&config, &handle, &limits, &store.layout.backlog(), &plan.control)?;
     let control = runtime.handle().clone();
-    let mut node =
-        parts::node(&config.server, handle.clone(), &limits, executions.clone(), control);
+    let mut node = parts::node(&config, handle.clone(), &limits, executions.clone(), control);
     let local = LocalSet::new();
     let joining = Joining {
         config: &config,
@@ -187,8 +191,10 @@ fn start_log(settings: LogSettings) {
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
+    // It reports each lost packet as an error. What matters of it the engine says, once.
+    let ours = Targets::new().with_default(level).with_target("memberlist", LevelFilter::OFF);
     match settings.format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.finish().with(ours).init(),
+        LogFormat::Json => log.json().finish().with(ours).init(),
     }
 }

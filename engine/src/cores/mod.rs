@@ -7,6 +7,7 @@
 //! - nothing is spawned; requests and uploads in service are bounded.
 
 mod fill;
+mod follow;
 mod handle;
 pub mod placement;
 mod pump;

@@ -1,7 +1,10 @@
 //! Everything that can cross from one core to another. This enum is the whole list.
 
 use crate::{
-    blob::{Body, Growth, Home, Link, Result, source::Chunk},
+    blob::{
+        Body, Home, Link, Result,
+        source::{Chunk, Follower},
+    },
     digest::Digest,
 };
 use bytes::Bytes;
@@ -20,9 +23,6 @@ pub(super) type UploadName = Box<[u8; 32]>;
 /// The key of an action's result: a hash over the instance and the action's digest.
 pub(super) type ActionKey = Box<[u8; 32]>;
 
-/// Through which the owner says how far a blob has come.
-pub(super) type GrowthSender = Arc<watch::Sender<Growth>>;
-
 /// What one may ask the owner of a digest.
 pub(super) enum Request {
     FindMissing { digests: Vec<Digest>, reply: Reply<Result<Vec<Digest>>> },
@@ -33,7 +33,7 @@ pub(super) enum Request {
     Read { digest: Digest, size_max: u64, reply: Reply<Result<Bytes>> },
     Attach { name: UploadName, digest: Digest, reply: Reply<Result<Attached>> },
     Park { name: UploadName, attached: Attached },
-    Fill { digest: Digest, chunks: async_channel::Receiver<Chunk>, growth: GrowthSender },
+    Fill { digest: Digest, chunks: async_channel::Receiver<Chunk>, follower: Follower },
     UploadStatus { name: UploadName, reply: Reply<Option<u64>> },
     Checked { digest: Digest, home: Home, good: bool },
     Link { wanted: Vec<(Digest, bool)>, reply: Reply<Result<Vec<Link>>> },

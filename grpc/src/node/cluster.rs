@@ -82,6 +82,7 @@ pub(super) async fn join(joining: Joining<'_>) -> anyhow::Result<Option<Cluster>
     let (peers, membership) = control::start(cluster, said).await.context("cluster")?;
     let peering = Peering::new(PeeringParts {
         node_id,
+        address: membership.address(),
         peers,
         secret: Secret::new(&settings.secret),
         instance: config.server.instances.first().cloned().unwrap_or_default(),

@@ -151,12 +151,13 @@ pub(super) fn probe_sandbox(
 }
 
 pub(super) fn node(
-    server: &ServerConfig,
+    config: &Config,
     cores: Cores,
     limits: &Arc<Limits>,
     executions: Option<Executions>,
     control: tokio::runtime::Handle,
 ) -> Node {
+    let server = &config.server;
     let bounds = Bounds {
         instances: server.instances.clone(),
         batch_bytes_max: server.batch_bytes_max,
@@ -164,6 +165,7 @@ pub(super) fn node(
         find_missing_digests_max: server.find_missing_digests_max,
     };
     Node {
+        node_id: config.execution.node_id.as_str().into(),
         cores,
         limits: limits.clone(),
         bounds: Arc::new(bounds),

@@ -5,6 +5,7 @@ pub(crate) mod action_cache;
 pub(crate) mod byte_stream;
 pub(crate) mod capabilities;
 pub(crate) mod cas;
+pub(crate) mod cluster;
 pub(crate) mod execution;
 mod messages;
 pub(crate) mod operations;
@@ -31,6 +32,8 @@ const INSTANCE_BYTES_MAX: usize = 1024;
 /// What every service stands on. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Node {
+    /// Its name.
+    pub(crate) node_id: Arc<str>,
     pub(crate) cores: Cores,
     pub(crate) limits: Arc<Limits>,
     pub(crate) bounds: Arc<Bounds>,
