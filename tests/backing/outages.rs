@@ -10,7 +10,9 @@ use futures_util::future::join_all;
 use prost::Message;
 use proto::{reapi::Digest, rpc};
 use ringforge_tests::{
+    action::{Folder, Job},
     client::digest,
+    is_root,
     liar::{Failing, Liar},
     proxy::{Fault, FaultProxy, Towards},
 };
@@ -188,15 +190,46 @@ async fn it_dies_under_load_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_is_left_alone_for_as_long_as_it_asks() {
+async fn a_rest_of_any_length_that_is_asked_for_comes_to_an_end() {
     let liar = Liar::start();
     let front = Front::before(liar.address(), &IMPATIENT).await;
     let below = liar.put("busy");
-    let busy = Failing { method: None, ..Failing::unavailable(1, Duration::from_secs(3600)) };
+    let busy = Failing::unavailable(1, Duration::from_secs(3600));
     liar.lie(|lies| lies.failing = Some(busy));
-    let failed = read(&front, &below).await;
-    if let Err(failed) = failed {
+    if let Err(failed) = read(&front, &below).await {
         assert_eq!(failed.code(), Code::Unavailable);
     }
     eventually("it is read", async || read(&front, &below).await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_action_runs_on_what_is_here_and_is_told_what_is_not() {
+    if !is_root("an_action_runs_on_what_is_here_and_is_told_what_is_not") {
+        return;
+    }
+    let outage = Outage::new("actions").await;
+    let (front, liar) = (&outage.front, &outage.liar);
+    let here = Job::shell("echo here");
+    front.put(here.blobs()).await;
+    let input = noise("actions input", 2 << 20);
+    let lacking = Job::shell("cat in").with(Folder::new().file("in", input.clone()));
+    front.put(lacking.blobs().into_iter().filter(|blob| *blob != input)).await;
+    liar.put(input);
+    let absent = Job::shell("echo absent");
+    for blob in absent.blobs() {
+        liar.put(blob);
+    }
+    outage.proxy.set(Fault::Refuse);
+    for (job, expect) in [
+        (&here, Code::Ok),
+        (&lacking, Code::FailedPrecondition),
+        (&absent, Code::Unavailable),
+    ] {
+        let status = in_time("an action", front.outcome(job.request())).await;
+        assert_eq!(Code::from(status.code), expect, "{}", status.message);
+    }
+    outage.proxy.set(Fault::None);
+    for job in [&lacking, &absent] {
+        eventually("it runs", async || front.outcome(job.request()).await.code == 0).await;
+    }
 }
