@@ -1,12 +1,12 @@
 //! A cache below that is wrong: nothing wrong is ever read, and who has the right bytes heals it.
 
 use super::front::{
-    Front, IMPATIENT, batch, eventually, get_result, name, noise, put, put_result, read,
-    result_of, write_large,
+    Front, IMPATIENT, batch, eventually, get_result, name, noise, put, put_result, read, result_of,
+    write_large,
 };
 use bytes::Bytes;
-use proto::rpc;
 use prost::Message;
+use proto::rpc;
 use ringforge_tests::{
     action::{Folder, Job},
     client::{Client, digest},

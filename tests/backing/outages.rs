@@ -131,7 +131,8 @@ async fn a_node_starts_before_what_is_below() {
 async fn half_of_the_calls_may_fail_and_nothing_wrong_is_said() {
     let liar = Liar::start();
     let front = Front::before(liar.address(), &IMPATIENT).await;
-    let blobs: Vec<Bytes> = (0..60).map(|i| noise(&format!("half {i}"), 2000 << (i % 12))).collect();
+    let blobs: Vec<Bytes> =
+        (0..60).map(|i| noise(&format!("half {i}"), 2000 << (i % 12))).collect();
     for blob in &blobs {
         liar.put(blob.clone());
     }
@@ -220,11 +221,9 @@ async fn an_action_runs_on_what_is_here_and_is_told_what_is_not() {
         liar.put(blob);
     }
     outage.proxy.set(Fault::Refuse);
-    for (job, expect) in [
-        (&here, Code::Ok),
-        (&lacking, Code::FailedPrecondition),
-        (&absent, Code::Unavailable),
-    ] {
+    for (job, expect) in
+        [(&here, Code::Ok), (&lacking, Code::FailedPrecondition), (&absent, Code::Unavailable)]
+    {
         let status = in_time("an action", front.outcome(job.request())).await;
         assert_eq!(Code::from(status.code), expect, "{}", status.message);
     }

@@ -119,6 +119,27 @@ async fn a_result_below_is_a_hit_only_with_all_it_names() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_to_be_there_can_be_read_though_it_was_absent_before() {
+    let liar = Liar::start();
+    let front = Front::before(liar.address(), &[("BACKING__ABSENT_KEPT", "60s")]).await;
+    let (asked, named) = (noise("asked for", 3000), noise("named", 3 << 20));
+    let action = digest(b"absent before");
+    for blob in [&asked, &named] {
+        assert_eq!(read(&front, &digest(blob)).await.unwrap_err().code(), Code::NotFound);
+    }
+    let calls = liar.calls("Read");
+    assert_eq!(read(&front, &digest(&named)).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(liar.calls("Read"), calls, "it is remembered");
+    // Another node writes them.
+    liar.put(asked.clone());
+    liar.put_result(&action, result_of(&liar.put(named.clone())));
+    assert!(front.missing(vec![digest(&asked)]).await.unwrap().is_empty());
+    assert_eq!(read(&front, &digest(&asked)).await.unwrap(), asked);
+    assert!(get_result(&front, "", &action).await.is_ok());
+    assert!(read(&front, &digest(&named)).await.unwrap() == named);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn instances_do_not_see_each_others_results_below() {
     let back = Front::alone().await;
     let settings = [("BACKING__INSTANCE", "team")];

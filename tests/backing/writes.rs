@@ -83,8 +83,7 @@ async fn an_asynchronous_write_arrives_when_below_is_back() {
     assert!(get_result(&front, "", &action).await.is_ok(), "it is here");
     assert!(liar.blobs().is_empty());
     proxy.set(Fault::None);
-    eventually("all is below", async || liar.blobs().len() == 3 && liar.results().len() == 1)
-        .await;
+    eventually("all is below", async || liar.blobs().len() == 3 && liar.results().len() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
