@@ -98,10 +98,12 @@ impl Follow {
         }
     }
 
-    /// Whoever sent it is at fault, not who asks: there is no such blob to be had.
+    /// Whoever sent it is at fault, not who asks: wrong bytes are no such blob, and one that broke
+    /// off may be had later.
     fn of_sender(&self, error: BlobError) -> BlobError {
         match error {
-            BlobError::Mismatch(_) | BlobError::Incomplete(_) => BlobError::NotFound(self.digest),
+            BlobError::Mismatch(_) => BlobError::NotFound(self.digest),
+            BlobError::Incomplete(_) => BlobError::broken_off(),
             other => other,
         }
     }

@@ -159,7 +159,8 @@ impl BlobReader {
     /// The next piece; `None` after the last.
     ///
     /// # Errors
-    /// `Disk`; `NotFound` where the blob proves to be damaged, before its last piece leaves.
+    /// `Disk`; `NotFound` where the blob proves to be damaged, before its last piece leaves;
+    /// `Below` where it breaks off on its way here.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         match &mut self.rest {
             Rest::Growing(follow) => {

@@ -289,21 +289,15 @@ impl Blobs {
     /// As [`Blobs::push`].
     pub async fn is_kept(&self, digest: Digest) -> Result<bool> {
         if self.cores.find_missing(vec![digest]).await?.is_empty() {
+            // It may not be below: an earlier write may have failed in between, or was another
+            // instance's, which promised less.
             if !digest.is_empty() {
-                self.push_if_sync(digest).await?;
+                self.push(vec![digest]).await?;
             }
             return Ok(true);
         }
         let Some(backing) = &self.backing else { return Ok(false) };
         Ok(backing.tier.find_missing(vec![digest]).await.is_ok_and(|missing| missing.is_empty()))
-    }
-
-    /// What is here may not be below yet: an earlier write may have failed in between.
-    async fn push_if_sync(&self, digest: Digest) -> Result<()> {
-        match &self.backing {
-            Some(Backing { tier, mode: WriteMode::Sync, .. }) => tier.push(vec![digest]).await,
-            _ => Ok(()),
-        }
     }
 }
 

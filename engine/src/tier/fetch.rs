@@ -74,10 +74,15 @@ async fn stream(
     let mut pieces = shared.below.read(digest, 0).await?;
     let mut fill: Option<Fill> = None;
     let (mut received, mut resumes) = (0_u64, 0);
-    while received < digest.size() {
-        let piece = match pieces.next().await {
+    // One byte too many, or an end too early, goes to the owner as it came: that the bytes are
+    // wrong has to be known to those that read them already.
+    while received <= digest.size() {
+        let mut piece = match pieces.next().await {
+            Some(Ok(piece)) if piece.is_empty() => continue,
             Some(Ok(piece)) => piece,
-            None => return Err(BelowError::Wrong(digest)),
+            None => break,
+            // All is here; only whether there is more is not known.
+            Some(Err(_)) if received == digest.size() => break,
             Some(Err(error)) if error.may_pass() && resumes < RESUMES_MAX => {
                 resumes += 1;
                 shared.counts.resumed.add(1);
@@ -86,10 +91,9 @@ async fn stream(
             }
             Some(Err(error)) => return Err(error),
         };
+        let wanted = (digest.size() - received).saturating_add(1);
+        piece.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
         received += piece.len() as u64;
-        if received > digest.size() {
-            return Err(BelowError::Wrong(digest));
-        }
         let fill = match &mut fill {
             Some(fill) => fill,
             None => {
@@ -99,12 +103,6 @@ async fn stream(
             }
         };
         fill.write(piece).await.map_err(|error| wrong_or_own(error, digest))?;
-    }
-    // Too many bytes are as wrong as too few.
-    if let Some(Ok(more)) = pieces.next().await
-        && !more.is_empty()
-    {
-        return Err(BelowError::Wrong(digest));
     }
     let Some(fill) = fill else { return Err(BelowError::Wrong(digest)) };
     fill.finish().await.map_err(|error| wrong_or_own(error, digest))
@@ -132,7 +130,7 @@ pub(super) async fn small(shared: &Shared, group: Vec<Wanted>) -> Vec<(Digest, K
                 known.push((*digest, Known::Here));
                 kept.push((*digest, bytes.clone()));
             }
-            Some(Ok(_)) => {
+            Some(Ok(_) | Err(BelowError::Wrong(_))) => {
                 wrong(shared, *digest);
                 known.push((*digest, Known::Wrong));
             }

@@ -86,12 +86,12 @@ impl Following {
     /// Waits until the blob is kept here.
     ///
     /// # Errors
-    /// `NotFound` where what came was something else; what the store says.
+    /// `NotFound` where what came was something else; `Below` where it broke off; what the store
+    /// says.
     pub async fn whole(mut self, digest: Digest) -> Result<()> {
         match self.growing.outcome().await {
-            Err(BlobError::Mismatch(_) | BlobError::Incomplete(_)) => {
-                Err(BlobError::NotFound(digest))
-            }
+            Err(BlobError::Mismatch(_)) => Err(BlobError::NotFound(digest)),
+            Err(BlobError::Incomplete(_)) => Err(BlobError::broken_off()),
             outcome => outcome,
         }
     }

@@ -20,7 +20,11 @@ use futures_util::{
     future::{BoxFuture, join_all},
     stream::{FuturesUnordered, StreamExt},
 };
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{oneshot, watch};
 
 /// Absent and wrong blobs remembered; beyond it all that is old is forgotten, then everything.
@@ -44,6 +48,8 @@ pub struct TierConfig {
 pub(super) enum Ended {
     /// A fetch; its digest, and whether below proved not to have it or to have it wrong.
     Fetch(Vec<(Digest, Known)>),
+    /// A question; those that are there.
+    Found(Vec<Digest>),
     /// Anything else.
     Other,
 }
@@ -128,12 +134,14 @@ impl Serving {
                 let (known, asked): (Vec<_>, Vec<_>) =
                     digests.into_iter().partition(|digest| self.is_wrong(digest));
                 jobs.push(Box::pin(async move {
-                    let missing = push::find_missing(&shared, asked).await;
+                    let missing = push::find_missing(&shared, asked.clone()).await;
+                    let found = missing.as_ref().map(|missing| present(asked, missing));
+                    let found = found.unwrap_or_default();
                     drop(reply.send(missing.map(|mut missing| {
                         missing.extend(known);
                         missing
                     })));
-                    Ended::Other
+                    Ended::Found(found)
                 }));
             }
             Request::Push { digests, reply } => {
@@ -235,7 +243,11 @@ impl Serving {
     }
 
     fn ended(&mut self, ended: Ended) {
-        let Ended::Fetch(fetched) = ended else { return };
+        let fetched = match ended {
+            Ended::Fetch(fetched) => fetched,
+            Ended::Found(found) => return self.forget_absent(&found),
+            Ended::Other => return,
+        };
         for (digest, known) in fetched {
             self.flights.remove(&digest);
             if known == Known::Absent || known == Known::Wrong {
@@ -275,6 +287,15 @@ impl Serving {
         self.known(digest) == Some(Known::Wrong)
     }
 
+    /// Who was told that a blob is there is not told next that it is not.
+    fn forget_absent(&mut self, found: &[Digest]) {
+        for digest in found {
+            if matches!(self.remembered.get(digest), Some((Known::Absent, _))) {
+                self.remembered.remove(digest);
+            }
+        }
+    }
+
     /// Those of the blobs whose bytes below are wrong; they are about to be written again.
     fn forget_wrong(&mut self, digests: &[Digest]) -> Vec<Digest> {
         let mut wrong = Vec::new();
@@ -286,6 +307,12 @@ impl Serving {
         }
         wrong
     }
+}
+
+/// Those of `asked` that are not `missing`.
+fn present(asked: Vec<Digest>, missing: &[Digest]) -> Vec<Digest> {
+    let missing: HashSet<&Digest> = missing.iter().collect();
+    asked.into_iter().filter(|digest| !missing.contains(digest)).collect()
 }
 
 /// Whether what became known `age` ago still counts.
