@@ -3,8 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends there")]
 
 mod cluster {
+    pub(crate) mod build;
+    pub(crate) mod cuts;
     pub(crate) mod deaths;
+    pub(crate) mod discovery;
     pub(crate) mod names;
+    pub(crate) mod share;
     pub(crate) mod spread;
     pub(crate) mod trust;
 }
