@@ -7,6 +7,7 @@ mod cluster {
     pub(crate) mod cuts;
     pub(crate) mod deaths;
     pub(crate) mod discovery;
+    pub(crate) mod kinds;
     pub(crate) mod names;
     pub(crate) mod share;
     pub(crate) mod spread;
