@@ -3,6 +3,7 @@
 
 use crate::{
     deadline::{self, Deadline, TimedBody},
+    metrics::{Call, Calls, CoreCalls, MeasuredBody},
     services::{
         Node,
         action_cache::ActionCacheService,
@@ -53,6 +54,7 @@ pub(crate) struct FrontParts<H> {
     pub(crate) node: Node,
     pub(crate) health: HealthServer<H>,
     pub(crate) connections: Connections,
+    pub(crate) calls: Calls,
     pub(crate) accepted: Vec<async_channel::Receiver<TcpStream>>,
     pub(crate) config: ServeConfig,
     pub(crate) draining: watch::Receiver<bool>,
@@ -63,7 +65,7 @@ pub(crate) fn front<H: Health>(
     parts: FrontParts<H>,
 ) -> Result<Front, tonic_reflection::server::Error> {
     let routes = routes(&parts.node, parts.health)?;
-    let FrontParts { node, connections, accepted, config, draining, .. } = parts;
+    let FrontParts { node, connections, calls, accepted, config, draining, .. } = parts;
     Ok(Arc::new(move |core: CoreContext| -> LocalBoxFuture<'static, ()> {
         let id = core.id;
         let queue = accepted[usize::from(id)].clone();
@@ -73,6 +75,7 @@ pub(crate) fn front<H: Health>(
         let service = CoreService {
             routes: TowerToHyperService::new(routes.clone()),
             byte_stream: ByteStreamService { node: node.clone(), core },
+            calls: calls.on(id),
         };
         Box::pin(serve(accepted, config, draining.clone(), timer, service))
     }))
@@ -114,14 +117,16 @@ fn routes<H: Health>(
 struct CoreService {
     routes: TowerToHyperService<Routes>,
     byte_stream: ByteStreamService,
+    calls: CoreCalls,
 }
 
 impl Service<Request<Incoming>> for CoreService {
-    type Response = Response<TimedBody<Either<ReplyBody, Body>>>;
+    type Response = CoreReply;
     type Error = Infallible;
     type Future = LocalBoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let call = self.calls.begin(request.uri().path());
         let deadline = match deadline::asked(request.headers()) {
             Ok(asked) => asked.map(|wait| self.deadline(wait)),
             Err(status) => return Box::pin(async move { Ok(refused(&status)) }),

@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod deadline;
 mod front;
+mod metrics;
 mod node;
 mod resource_name;
 mod self_test;

@@ -5,7 +5,7 @@ use super::{
     ExecError, ExecLimits, ExecuteOutcome, RunProgress, Timestamps,
     prepare::Prepared,
     schedule::{Held, Schedule},
-    scheduler::event::RunId,
+    scheduler::{Snapshot, event::RunId},
     worker::{Job, SandboxConfig, Workshop},
 };
 use crate::{cores::Cores, digest::Digest, env::clock::Clock};
@@ -95,6 +95,9 @@ pub(super) enum Request {
         name: String,
         reply: oneshot::Sender<bool>,
     },
+    Count {
+        reply: oneshot::Sender<Snapshot>,
+    },
     Tick,
     Drain {
         idle: oneshot::Sender<()>,
@@ -179,6 +182,14 @@ impl Executions {
     pub async fn cancel(&self, name: &str) -> Result<(), ExecError> {
         let known = self.ask(|reply| Request::Cancel { name: name.to_owned(), reply }).await?;
         if known { Ok(()) } else { Err(ExecError::NoOperation(name.to_owned())) }
+    }
+
+    /// What waits, runs and has passed, at this moment.
+    ///
+    /// # Errors
+    /// `Overloaded`, `Draining`.
+    pub async fn counts(&self) -> Result<Snapshot, ExecError> {
+        self.ask(|reply| Request::Count { reply }).await
     }
 
     /// Says that time has passed; to be called about once a second.

@@ -22,6 +22,7 @@ pub use self::{
     },
     message::{check_message_size, decode_message},
     prepare::{Prepared, is_plain_path, prepare},
+    scheduler::{Counters as OffloadCounts, Snapshot as ScheduleCounts},
     worker::{SandboxConfig, clear_roots},
 };
 
