@@ -10,11 +10,13 @@
 //! - [`cores`] one CPU each: a store, an inbox, a pump; [`cores::Cores`] is the handle to all
 //! - [`tier`] another cache below this node: read through, written through
 //! - [`exec`] from an Action to an ActionResult
+//! - [`control`] slow decisions, never on a request's path: who is in the cluster
 //!
 //! Five ideas: a digest has one owner; a boundary is owner – request – handle; a store is three
 //! verbs, wrapped; the world comes in through `Env`; what could hurt has an address.
 
 pub mod blob;
+pub mod control;
 pub mod cores;
 pub mod digest;
 pub mod env;

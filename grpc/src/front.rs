@@ -129,11 +129,11 @@ impl Service<Request<Incoming>> for CoreService {
         let call = self.calls.begin(request.uri().path());
         let deadline = match deadline::asked(request.headers()) {
             Ok(asked) => asked.map(|wait| self.deadline(wait)),
-            Err(status) => return Box::pin(async move { Ok(refused(&status)) }),
+            Err(status) => return Box::pin(async move { Ok(refused(&status, call)) }),
         };
         if request.uri().path().starts_with(byte_stream::PATH) {
             let reply = self.byte_stream.clone().call(request);
-            return timed(async { Ok(reply.await.map(Either::Left)) }, deadline);
+            return timed(async { Ok(reply.await.map(Either::Left)) }, deadline, call);
         }
         let reply = self.routes.call(request);
         let control = self.byte_stream.node.control.clone();
@@ -143,7 +143,7 @@ impl Service<Request<Incoming>> for CoreService {
             let _control = control.enter();
             reply.as_mut().poll(cx)
         });
-        timed(reply, deadline)
+        timed(reply, deadline, call)
     }
 }
 
@@ -153,26 +153,27 @@ impl CoreService {
     }
 }
 
-type CoreReply = Response<TimedBody<Either<ReplyBody, Body>>>;
+type CoreReply = Response<MeasuredBody<TimedBody<Either<ReplyBody, Body>>>>;
 
-fn refused(status: &Status) -> CoreReply {
-    refusal(status).map(|body| TimedBody::new(Either::Left(body), None))
+fn refused(status: &Status, call: Call) -> CoreReply {
+    call.measure(refusal(status).map(|body| TimedBody::new(Either::Left(body), None)))
 }
 
 /// A reply, or the end of the caller's patience with it: before its headers, or within its body.
 fn timed(
     reply: impl Future<Output = Result<Response<Either<ReplyBody, Body>>, Infallible>> + 'static,
     deadline: Option<Deadline>,
+    call: Call,
 ) -> LocalBoxFuture<'static, Result<CoreReply, Infallible>> {
     Box::pin(async move {
         let Some(deadline) = deadline else {
-            return Ok(reply.await?.map(|body| TimedBody::new(body, None)));
+            return Ok(call.measure(reply.await?.map(|body| TimedBody::new(body, None))));
         };
         match select(pin!(reply), deadline).await {
             future::Either::Left((reply, deadline)) => {
-                Ok(reply?.map(|body| TimedBody::new(body, Some(deadline))))
+                Ok(call.measure(reply?.map(|body| TimedBody::new(body, Some(deadline)))))
             }
-            future::Either::Right(_) => Ok(refused(&deadline::exceeded())),
+            future::Either::Right(_) => Ok(refused(&deadline::exceeded(), call)),
         }
     })
 }

@@ -7,6 +7,7 @@ mod deadline;
 mod front;
 mod metrics;
 mod node;
+mod peer;
 mod resource_name;
 mod self_test;
 mod services;

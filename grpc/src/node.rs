@@ -1,13 +1,18 @@
 //! One node's life: start in order, wait for a signal, stop in reverse. Must only compose.
 
+mod cluster;
 mod parts;
 mod stop;
 mod tiers;
 
-use self::tiers::Tiers;
+use self::{
+    cluster::{Cluster, Joining},
+    tiers::Tiers,
+};
 use crate::{
     config::{Config, LogFormat, LogLevel, LogSettings},
     front::{FrontParts, SERVICES, front},
+    metrics::{self, Calls, Watched},
     self_test::{self, Report},
     transport::{Connections, accept},
 };
@@ -17,11 +22,10 @@ use engine::{
     exec::{self, Executions},
     shard::{self, StoreConfig},
 };
-use futures_util::future::OptionFuture;
 use sandbox::Spawner;
 use std::{io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch, task::LocalSet};
-use tonic_health::ServingStatus;
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 /// How often the executions are told that time has passed.
 const TICK: Duration = Duration::from_secs(1);
@@ -65,7 +69,9 @@ pub(crate) fn serve(config: Config) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("can't listen on {}", config.server.listen))?;
     report.add("serving", format!("grpc://{}", listener.local_addr()?));
     listener.set_nonblocking(true)?;
-    let start = Start { config, store, plan, recovered, spawner, listener, report, signals };
+    let metrics = parts::metrics_listener(config.metrics, &mut report)?;
+    let start =
+        Start { config, store, plan, recovered, spawner, listener, metrics, report, signals };
     run(start, runtime)
 }
 
@@ -77,53 +83,83 @@ struct Start {
     recovered: Vec<shard::Recovered>,
     spawner: Option<Spawner>,
     listener: std::net::TcpListener,
+    metrics: Option<std::net::TcpListener>,
     report: Report,
     signals: stop::Signals,
 }
 
 /// Threads, then listeners; then waits, and stops what was started.
 fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
-    let Start { config, store, plan, recovered, spawner, listener, report, signals } = start;
+    let Start { config, store, plan, recovered, spawner, listener, metrics, report, signals } =
+        start;
     let limits = parts::limits(&config);
     let shards = u16::try_from(recovered.len()).context("shards")?;
     let (connections, accepted) = Connections::new(shards, config.server.connections_max);
+    let calls = Calls::new(shards);
     let (drain, draining) = watch::channel(false);
     let (reporter, health) = tonic_health::server::health_reporter();
     let waiting = cores::prepare(shards, limits.inbox_len_max);
     let handle = waiting.handle();
-    let (executions, schedule, workers) = match spawner {
+    let started = match spawner {
         Some(spawner) => {
             let executing = parts::executions_config(&config, &store, &plan, &limits);
-            let (executions, schedule, workers) = exec::start(executing, handle.clone(), spawner)?;
-            (Some(executions), Some(schedule), Some(workers))
+            Some(exec::start(executing, handle.clone(), spawner)?)
         }
-        None => (None, None, None),
+        None => None,
     };
+    let executions = started.as_ref().map(|started| started.executions.clone());
     let limits = Arc::new(limits);
     let tiers = Tiers::start(&config, &handle, &limits, &store.layout.backlog(), &plan.control)?;
     let control = runtime.handle().clone();
     let mut node =
         parts::node(&config.server, handle.clone(), &limits, executions.clone(), control);
+    let local = LocalSet::new();
+    let joining = Joining {
+        config: &config,
+        serving: listener.local_addr()?,
+        cores: &handle,
+        limits: &limits,
+        tiers: &tiers,
+    };
+    let cluster = local.block_on(&runtime, cluster::join(joining))?;
+    if let Some(cluster) = &cluster {
+        node.peering = Some(cluster.peering.clone());
+        node.share = cluster.share.clone();
+    }
     node.backing = tiers.backing.as_ref().map(|open| open.rule.clone());
     let front = front(FrontParts {
         node,
         health,
         connections: connections.clone(),
+        calls: calls.clone(),
         accepted,
         config: parts::serve_config(&config.server),
         draining: draining.clone(),
     })?;
     let running = cores::start(waiting, &plan.data, &store, &limits, recovered, &front)?;
     print!("{report}");
-    let local = LocalSet::new();
-    let serving = reporter.clone();
-    local.spawn_local(async move {
-        for service in SERVICES {
-            serving.set_service_status(service, ServingStatus::Serving).await;
+    local.spawn_local(announce(reporter.clone()));
+    let workers = started.map(|started| {
+        local.spawn_local(started.schedule);
+        match &cluster {
+            Some(cluster) => cluster.take(started.errands, &limits),
+            // Nobody is told of peers, so that nobody sends.
+            None => drop(started.errands),
         }
+        started.workers
     });
-    local.spawn_local(OptionFuture::from(schedule));
+    if let Some(cluster) = &cluster {
+        local.spawn_local(cluster.run(executions.clone()));
+    }
     local.spawn_local(tick(executions.clone()));
+    let watched = Watched {
+        cores: handle.clone(),
+        executions: executions.clone(),
+        connections: connections.clone(),
+        calls,
+        tiers: tiers.watched(),
+    };
+    local.spawn_local(metrics::serve(metrics, watched.collectors(), draining.clone()));
     let accepting = connections.clone();
     local.spawn_local(async move {
         match TcpListener::from_std(listener) {
@@ -131,12 +167,20 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
             Err(error) => tracing::error!(%error, "the listener can't be served"),
         }
     });
-    let stop = stop::Stop { drain, reporter, executions, connections, cores: handle };
+    let membership = cluster.as_ref().map(Cluster::membership);
+    let stop = stop::Stop { drain, reporter, executions, membership, connections, cores: handle };
     let held = local.block_on(&runtime, stop.on_signal(signals, config.server.grace));
     drop(local);
     let ended = stop::finish(held, workers, running);
     tiers.stop();
     ended
+}
+
+/// Health says of every service that it serves.
+async fn announce(reporter: HealthReporter) {
+    for service in SERVICES {
+        reporter.set_service_status(service, ServingStatus::Serving).await;
+    }
 }
 
 async fn tick(executions: Option<Executions>) {

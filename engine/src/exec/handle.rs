@@ -3,12 +3,14 @@
 
 use super::{
     ExecError, ExecLimits, ExecuteOutcome, RunProgress, Timestamps,
+    errand::{ERRANDS_MAX, Errand, Load, PeerCapacity},
     prepare::Prepared,
-    schedule::{Held, Schedule},
+    schedule::{Away, Held, Schedule},
     scheduler::{Snapshot, event::RunId},
     worker::{Job, SandboxConfig, Workshop},
 };
 use crate::{cores::Cores, digest::Digest, env::clock::Clock};
+use futures_util::future::BoxFuture;
 use sandbox::Spawner;
 use std::{
     io,
@@ -70,6 +72,8 @@ pub struct OperationState {
     pub stage: Stage,
     /// When it went through which step so far.
     pub times: Timestamps,
+    /// The peer that executes it, where it is not this node.
+    pub peer: Option<Arc<str>>,
     /// How it ended; there once its stage is `Completed`.
     pub outcome: Option<Arc<ExecuteOutcome>>,
 }
@@ -82,7 +86,19 @@ pub(super) enum Request {
     Execute {
         prepared: Arc<Prepared>,
         priority: i32,
+        forwarded: bool,
         reply: oneshot::Sender<Result<Listening, ExecError>>,
+    },
+    Peers {
+        peers: Vec<PeerCapacity>,
+    },
+    Returned {
+        run: RunId,
+        why: String,
+        peer: Arc<str>,
+    },
+    Declined {
+        run: RunId,
     },
     Wait {
         name: String,
@@ -118,6 +134,7 @@ pub struct Executions {
     requests: async_channel::Sender<Request>,
     node_id: Arc<str>,
     limits: Arc<ExecLimits>,
+    load: watch::Receiver<Load>,
 }
 
 /// The threads that run actions.
@@ -151,11 +168,30 @@ impl Executions {
 
     /// Queues an action, or joins the run of the same action that is in flight.
     ///
+    /// One that a peer has forwarded is run here or refused, never given to another.
+    ///
     /// # Errors
     /// `Overloaded`, `Draining`.
-    pub async fn execute(&self, prepared: Prepared, priority: i32) -> Result<Listening, ExecError> {
+    pub async fn execute(
+        &self,
+        prepared: Prepared,
+        priority: i32,
+        forwarded: bool,
+    ) -> Result<Listening, ExecError> {
         let prepared = Arc::new(prepared);
-        self.ask(|reply| Request::Execute { prepared, priority, reply }).await?
+        self.ask(|reply| Request::Execute { prepared, priority, forwarded, reply }).await?
+    }
+
+    /// How busy this node is, and each change of it.
+    #[must_use]
+    pub fn load(&self) -> watch::Receiver<Load> {
+        self.load.clone()
+    }
+
+    /// Says which peers there are and how busy; to be said a few times a second.
+    pub fn peers(&self, peers: Vec<PeerCapacity>) {
+        // A full inbox loses it: the next one says the same, or better.
+        drop(self.requests.try_send(Request::Peers { peers }));
     }
 
     /// A view of an operation by its name.
@@ -225,15 +261,23 @@ impl Executions {
     }
 }
 
-/// Starts the workers; the returned schedule is to be run on the control core.
+/// What was started.
+pub struct Started {
+    /// The handle.
+    pub executions: Executions,
+    /// To be run on the control core.
+    pub schedule: BoxFuture<'static, ()>,
+    /// The threads.
+    pub workers: Workers,
+    /// Actions that peers are to execute; each has to be taken and ended.
+    pub errands: async_channel::Receiver<Errand>,
+}
+
+/// Starts the workers.
 ///
 /// # Errors
 /// Where a thread can't be made.
-pub fn start(
-    config: ExecutionsConfig,
-    cores: Cores,
-    spawner: Spawner,
-) -> io::Result<(Executions, impl Future<Output = ()> + Send, Workers)> {
+pub fn start(config: ExecutionsConfig, cores: Cores, spawner: Spawner) -> io::Result<Started> {
     let (requests, inbox) = async_channel::bounded(REQUESTS_MAX);
     let (jobs, waiting) = crossbeam_channel::bounded::<Job>(config.slots);
     let clock = Clock::start();
@@ -260,13 +304,17 @@ pub fn start(
         };
         threads.push(thread::Builder::new().name(format!("worker-{slot}")).spawn(work)?);
     }
+    let (sender, errands) = async_channel::bounded(ERRANDS_MAX);
+    let (publish, load) = watch::channel(Load { slots: config.slots, ..Load::default() });
     let executions = Executions {
-        requests,
+        requests: requests.clone(),
         node_id: config.node_id.clone(),
         limits: Arc::new(config.limits.clone()),
+        load,
     };
-    let schedule = Schedule::new(&config, jobs, clock);
-    Ok((executions, schedule.run(inbox), Workers { threads }))
+    let away = Away::new(sender, requests, publish);
+    let schedule = Box::pin(Schedule::new(&config, jobs, away, clock).run(inbox));
+    Ok(Started { executions, schedule, workers: Workers { threads }, errands })
 }
 
 /// One action; whatever happens, the schedule is told that it ended.
@@ -283,7 +331,14 @@ fn work_on(workshop: &Workshop, slot: usize, job: &Job, requests: &async_channel
 
 impl OperationState {
     pub(super) fn queued(name: OperationName, action: Digest, at: SystemTime) -> Self {
-        Self { name, action, stage: Stage::Queued, times: Timestamps::queued(at), outcome: None }
+        Self {
+            name,
+            action,
+            stage: Stage::Queued,
+            times: Timestamps::queued(at),
+            peer: None,
+            outcome: None,
+        }
     }
 }
 

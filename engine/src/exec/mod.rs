@@ -4,6 +4,7 @@
 //! Invariant: the scheduler decides, workers do; neither calls the other.
 //! Invariant: every operation that was accepted ends exactly once.
 
+mod errand;
 mod handle;
 mod ingest;
 mod inputs;
@@ -16,12 +17,13 @@ mod tree;
 mod worker;
 
 pub use self::{
+    errand::{Errand, ErrandEnd, Load, PeerCapacity},
     handle::{
-        Executions, ExecutionsConfig, Listening, OperationName, OperationState, Stage, Workers,
-        start,
+        Executions, ExecutionsConfig, Listening, OperationName, OperationState, Stage, Started,
+        Workers, start,
     },
     message::{check_message_size, decode_message},
-    prepare::{Prepared, is_plain_path, prepare},
+    prepare::{Prepared, is_plain_path, platform, prepare},
     scheduler::{Counters as OffloadCounts, Snapshot as ScheduleCounts},
     worker::{SandboxConfig, clear_roots},
 };
@@ -161,9 +163,10 @@ pub struct ExecuteOutcome {
     pub cached: bool,
 }
 
-/// What a worker says while it is at work.
+/// What a worker or a peer says while it is at work.
 #[derive(Clone, Copy, Debug)]
 enum RunProgress {
+    Accepted,
     Executing(Timestamps),
 }
 
@@ -184,6 +187,22 @@ pub struct Timestamps {
 impl Timestamps {
     fn queued(at: SystemTime) -> Self {
         Self { queued: Some(at), ..Self::default() }
+    }
+
+    /// Of a worker elsewhere, as far as its action has come.
+    fn of(metadata: &ExecutedActionMetadata) -> Self {
+        let at = |stamp: &Option<Timestamp>| stamp.and_then(|at| SystemTime::try_from(at).ok());
+        Self {
+            queued: at(&metadata.queued_timestamp),
+            worker_start: at(&metadata.worker_start_timestamp),
+            worker_completed: at(&metadata.worker_completed_timestamp),
+            input_fetch_start: at(&metadata.input_fetch_start_timestamp),
+            input_fetch_completed: at(&metadata.input_fetch_completed_timestamp),
+            execution_start: at(&metadata.execution_start_timestamp),
+            execution_completed: at(&metadata.execution_completed_timestamp),
+            output_upload_start: at(&metadata.output_upload_start_timestamp),
+            output_upload_completed: at(&metadata.output_upload_completed_timestamp),
+        }
     }
 
     /// As REAPI has them, of the worker `worker`.

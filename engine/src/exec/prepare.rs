@@ -8,11 +8,14 @@ use super::{
 use crate::{
     blob::BlobError,
     digest::{Digest, DigestFunction},
-    tier::Blobs,
+    tier::{
+        Blobs,
+        action_cache::{self, TreeBounds},
+    },
 };
 use bytes::Bytes;
 use prost::Message;
-use proto::reapi::{self, Action, Command, Platform, command::OutputDirectoryFormat};
+use proto::reapi::{self, Action, ActionResult, Command, Platform, command::OutputDirectoryFormat};
 use std::{collections::BTreeSet, time::Duration};
 
 /// Fields of an Action or a Command, each repetition counted.
@@ -47,6 +50,27 @@ pub struct Prepared {
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) working_directory: String,
     pub(crate) outputs: Outputs,
+}
+
+impl Prepared {
+    /// Where its inputs come from and its outputs go.
+    #[must_use]
+    pub const fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    /// Keeps what the action gave: its result, where it may be cached, and its blobs below, where
+    /// the instance's mode says so.
+    ///
+    /// # Errors
+    /// As [`action_cache::put`].
+    pub async fn keep(&self, result: &ActionResult, bounds: TreeBounds) -> Result<(), BlobError> {
+        if result.exit_code == 0 && self.cacheable {
+            let Self { blobs, instance, digest, .. } = self;
+            return action_cache::put(blobs, instance, *digest, result, bounds).await;
+        }
+        action_cache::push_blobs(&self.blobs, result, bounds).await.map(drop)
+    }
 }
 
 #[cfg(test)]
@@ -179,24 +203,26 @@ fn platform_of(command: &Command) -> Option<&Platform> {
     command.platform.as_ref()
 }
 
+/// What this node offers to actions: names and values as a platform has them.
+#[must_use]
+pub fn platform() -> [(String, String); 2] {
+    let isa = std::env::consts::ARCH.replace('_', "-");
+    [("OSFamily".to_owned(), std::env::consts::OS.to_owned()), ("ISA".to_owned(), isa)]
+}
+
 /// Refuses what this node does not offer: running an action in another environment than it asked
 /// for would give a result that looks right.
-fn check_platform(platform: Option<&Platform>) -> Result<(), ExecError> {
-    for property in platform.into_iter().flat_map(|platform| &platform.properties) {
+fn check_platform(asked: Option<&Platform>) -> Result<(), ExecError> {
+    for property in asked.into_iter().flat_map(|platform| &platform.properties) {
         let value = property.value.to_lowercase().replace('_', "-");
-        let offered = match property.name.as_str() {
-            "OSFamily" => value == std::env::consts::OS,
-            "ISA" => value == std::env::consts::ARCH.replace('_', "-"),
-            _ => false,
-        };
-        if !offered {
+        let offered = platform();
+        if !offered.contains(&(property.name.clone(), value)) {
             let short = |text: &str| text.chars().take(40).collect::<String>();
             let (name, value) = (short(&property.name), short(&property.value));
             let message = format!(
                 "no worker here has the platform property {name:?} = {value:?}; \
                  OSFamily={} and ISA={} are offered",
-                std::env::consts::OS,
-                std::env::consts::ARCH.replace('_', "-"),
+                offered[0].1, offered[1].1,
             );
             return Err(ExecError::NoWorker(message));
         }

@@ -22,6 +22,10 @@ use std::{
 };
 use tokio::sync::{oneshot, watch};
 
+mod away;
+
+pub(super) use away::Away;
+
 /// How long an operation may wait without anybody listening: clients reconnect within seconds.
 const ABANDON_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -30,9 +34,18 @@ pub(super) struct Held {
     pub(super) state: watch::Sender<OperationState>,
     /// What to run; `None` once it has ended, since a command may be large.
     prepared: Option<Arc<Prepared>>,
+    priority: i32,
     queued: SystemTime,
     /// Who asked for it, until the scheduler has answered.
     asked: Option<(oneshot::Sender<Result<Listening, ExecError>>, Listening)>,
+}
+
+/// What ends a run.
+enum Cancel {
+    /// Readable once the worker is to end it.
+    Worker(Arc<OwnedFd>),
+    /// Dropped, it tells the errand to that peer.
+    Peer { name: Arc<str>, _unwanted: oneshot::Sender<()> },
 }
 
 /// The state behind [`super::Executions`].
@@ -43,8 +56,10 @@ pub(super) struct Schedule {
     jobs: crossbeam_channel::Sender<Job>,
     operations: BTreeMap<OperationId, Held>,
     names: HashMap<OperationName, OperationId>,
-    /// What ends the runs that workers have.
-    cancels: BTreeMap<RunId, Arc<OwnedFd>>,
+    /// What ends the runs that workers and peers have.
+    cancels: BTreeMap<RunId, Cancel>,
+    away: Away,
+    slots: usize,
     /// What follows from effects, for their turn: a start that fails frees its slot for the next
     /// one, and a call for each would be a stack as deep as the queue is long. Empty between
     /// requests; holds no more than there are slots.
@@ -57,6 +72,7 @@ impl Schedule {
     pub(super) fn new(
         config: &ExecutionsConfig,
         jobs: crossbeam_channel::Sender<Job>,
+        away: Away,
         clock: Clock,
     ) -> Self {
         let scheduler = Scheduler::new(Config {
@@ -76,6 +92,8 @@ impl Schedule {
             operations: BTreeMap::new(),
             names: HashMap::new(),
             cancels: BTreeMap::new(),
+            away,
+            slots: config.slots,
             pending: VecDeque::new(),
             next: 0,
             idle: Vec::new(),
@@ -86,6 +104,7 @@ impl Schedule {
     pub(super) async fn run(mut self, inbox: async_channel::Receiver<Request>) {
         while let Ok(request) = inbox.recv().await {
             self.serve(request);
+            self.publish_load();
             if self.scheduler.is_idle() {
                 for idle in self.idle.drain(..) {
                     // Who asked may have gone.
@@ -97,8 +116,18 @@ impl Schedule {
 
     fn serve(&mut self, request: Request) {
         match request {
-            Request::Execute { prepared, priority, reply } => {
-                self.execute(prepared, priority, reply);
+            Request::Execute { prepared, priority, forwarded, reply } => {
+                self.execute(prepared, priority, forwarded, reply);
+            }
+            Request::Peers { peers } => self.peers(peers),
+            Request::Returned { run, why, peer } => {
+                self.cancels.remove(&run);
+                tracing::info!(why, %peer, "a peer handed an action back");
+                self.handle(Event::Returned { run }, None);
+            }
+            Request::Declined { run } => {
+                self.cancels.remove(&run);
+                self.handle(Event::Declined { run }, None);
             }
             Request::Wait { name, reply } => {
                 let held = self.names.get(name.as_str()).and_then(|id| self.operations.get(id));
@@ -142,6 +171,7 @@ impl Schedule {
         &mut self,
         prepared: Arc<Prepared>,
         priority: i32,
+        forwarded: bool,
         reply: oneshot::Sender<Result<Listening, ExecError>>,
     ) {
         self.next += 1;
@@ -152,12 +182,11 @@ impl Schedule {
         let joinable = prepared.cacheable;
         let state = OperationState::queued(name.clone(), prepared.digest, queued);
         let (state, listening) = watch::channel(state);
+        let locality = away::front(prepared.input_root.hash());
         let prepared = Some(prepared);
-        let held = Held { state, prepared, queued, asked: Some((reply, listening)) };
+        let held = Held { state, prepared, priority, queued, asked: Some((reply, listening)) };
         self.names.insert(name, operation);
         self.operations.insert(operation, held);
-        // As nobody is told of peers, nothing is given to them.
-        let (locality, forwarded) = (0, false);
         let submit = Event::Submit { operation, action, priority, joinable, locality, forwarded };
         self.handle(submit, None);
     }
@@ -176,14 +205,23 @@ impl Schedule {
     }
 
     fn progress(&mut self, run: RunId, progress: RunProgress) {
-        let RunProgress::Executing(times) = progress;
+        let RunProgress::Executing(times) = progress else {
+            return self.handle(Event::Stage { run, stage: ExecutionStage::Queued }, None);
+        };
+        let peer = match self.cancels.get(&run) {
+            Some(Cancel::Peer { name, .. }) => Some(name.clone()),
+            _ => None,
+        };
         let stage = ExecutionStage::Executing;
         let effects = self.scheduler.handle(Event::Stage { run, stage }, self.clock.now());
         for effect in &effects {
             if let Effect::Publish { operation, .. } = effect
                 && let Some(held) = self.operations.get(operation)
             {
-                held.state.send_modify(|state| state.times = times);
+                held.state.send_modify(|state| {
+                    state.times = times;
+                    state.peer = peer.clone();
+                });
             }
         }
         self.perform(effects, None);
@@ -209,14 +247,8 @@ impl Schedule {
                 Effect::Refuse { operation, reason } => self.refuse(operation, reason),
                 Effect::Publish { operation, stage } => self.publish(operation, stage),
                 Effect::Run { run, operation, .. } => self.start(run, operation),
-                // Without peers there is nobody to send to.
-                Effect::Send { run, .. } => self.pending.push_back((Event::Declined { run }, None)),
-                Effect::Kill { run } => {
-                    if let Some(cancel) = self.cancels.get(&run) {
-                        // Cannot fail: the counter is written once.
-                        let _ = rustix::io::write(cancel, &1_u64.to_ne_bytes());
-                    }
-                }
+                Effect::Send { run, operation, peer, .. } => self.send(run, operation, peer),
+                Effect::Kill { run } => self.kill(run),
                 Effect::Complete { operation } => {
                     let outcome = outcome.cloned().unwrap_or_default();
                     self.end(operation, outcome);
@@ -263,6 +295,17 @@ impl Schedule {
         }
     }
 
+    fn kill(&mut self, run: RunId) {
+        match self.cancels.get(&run) {
+            Some(Cancel::Worker(cancel)) => {
+                // Cannot fail: the counter is written once.
+                let _ = rustix::io::write(cancel, &1_u64.to_ne_bytes());
+            }
+            Some(Cancel::Peer { .. }) => drop(self.cancels.remove(&run)),
+            None => {}
+        }
+    }
+
     fn start(&mut self, run: RunId, operation: OperationId) {
         let Some(held) = self.operations.get(&operation) else { return };
         let Some(prepared) = held.prepared.clone() else { return };
@@ -271,7 +314,7 @@ impl Schedule {
             Ok(cancel) => Arc::new(cancel),
             Err(error) => return self.cannot_start(run, &error.to_string()),
         };
-        self.cancels.insert(run, cancel.clone());
+        self.cancels.insert(run, Cancel::Worker(cancel.clone()));
         if self.jobs.try_send(Job { run, prepared, queued, cancel }).is_err() {
             self.cancels.remove(&run);
             self.cannot_start(run, "no worker takes it");

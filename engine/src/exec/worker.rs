@@ -10,12 +10,7 @@ use super::{
     scheduler::event::RunId,
     tree::{self, Owner, make_directory},
 };
-use crate::{
-    blob::BlobError,
-    cores::Cores,
-    env::clock::Clock,
-    tier::action_cache::{self, TreeBounds},
-};
+use crate::{cores::Cores, env::clock::Clock, tier::action_cache::TreeBounds};
 use bytes::Bytes;
 use futures_lite::future::block_on;
 use proto::reapi::ActionResult;
@@ -98,24 +93,15 @@ impl Workshop {
         let error = ended.err();
         if error.is_none() {
             // The outputs are kept and the client can have them: it is a later one that pays.
-            if let Err(error) = block_on(self.keep(&job.prepared, &result)) {
+            let bounds = TreeBounds {
+                bytes_max: self.limits.tree_bytes_max,
+                directories_max: self.limits.tree_directories_max,
+            };
+            if let Err(error) = block_on(job.prepared.keep(&result, bounds)) {
                 tracing::warn!(action = %job.prepared.digest, %error, "a result was not kept");
             }
         }
         ExecuteOutcome { result: Some(result), error, cached: false }
-    }
-
-    /// The result into the action cache, where it may be, and its blobs below.
-    async fn keep(&self, prepared: &Prepared, result: &ActionResult) -> Result<(), BlobError> {
-        let Prepared { blobs, instance, digest, .. } = prepared;
-        let bounds = TreeBounds {
-            bytes_max: self.limits.tree_bytes_max,
-            directories_max: self.limits.tree_directories_max,
-        };
-        if result.exit_code == 0 && prepared.cacheable {
-            return action_cache::put(blobs, instance, *digest, result, bounds).await;
-        }
-        action_cache::push_blobs(blobs, result, bounds).await.map(drop)
     }
 
     fn run_in(

@@ -4,8 +4,14 @@
 #[cfg(test)]
 mod tests;
 
+use crate::peer::proof::{HEADER, Secret};
 use http::Uri;
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataKey, MetadataValue},
@@ -121,6 +127,17 @@ pub(crate) struct Target {
     headers: Headers,
 }
 
+/// What a node of a cluster proves with each call to another.
+#[derive(Clone, Debug)]
+pub(crate) struct Proof {
+    /// What both know.
+    pub(crate) secret: Secret,
+    /// Who calls.
+    pub(crate) from: Arc<str>,
+    /// Who is called.
+    pub(crate) to: Arc<str>,
+}
+
 impl Target {
     /// Reads the files and checks all else. Certificates are read here alone: a renewed one counts
     /// from the next start.
@@ -157,6 +174,12 @@ impl Target {
         Ok(Self { name: connect.url.clone(), endpoint, headers })
     }
 
+    /// The same, where each call proves who makes it.
+    pub(crate) fn proving(mut self, proof: Proof) -> Self {
+        self.headers.proof = Some(proof);
+        self
+    }
+
     /// Its URL, which holds no secret.
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -173,6 +196,7 @@ impl Target {
 #[derive(Clone)]
 pub(crate) struct Headers {
     headers: Vec<(MetadataKey<Ascii>, MetadataValue<Ascii>)>,
+    proof: Option<Proof>,
 }
 
 impl fmt::Debug for Headers {
@@ -207,7 +231,7 @@ impl Headers {
             value.set_sensitive(true);
             Ok((key, value))
         });
-        Ok(Self { headers: headers.collect::<Result<_, _>>()? })
+        Ok(Self { headers: headers.collect::<Result<_, _>>()?, proof: None })
     }
 }
 
@@ -215,6 +239,14 @@ impl Interceptor for Headers {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         for (name, value) in &self.headers {
             request.metadata_mut().insert(name.clone(), value.clone());
+        }
+        if let Some(Proof { secret, from, to }) = &self.proof {
+            let header = secret.sign(from, to, SystemTime::now());
+            // Names of nodes are letters, digits and dots.
+            let mut header = MetadataValue::try_from(header)
+                .map_err(|_| Status::internal("a node's name is no header"))?;
+            header.set_sensitive(true);
+            request.metadata_mut().insert(HEADER, header);
         }
         Ok(request)
     }

@@ -114,10 +114,13 @@ pub(crate) struct Calls {
     cores: Arc<[Arc<CoreTallies>]>,
 }
 
+/// Held by `Rc`: each call has a share of it, which costs no atomic operation.
+struct OwnTallies(Arc<CoreTallies>);
+
 /// The calls on one core, to be counted there: not `Send`, so that there is one writer.
 #[derive(Clone)]
 pub(crate) struct CoreCalls {
-    tallies: Rc<Arc<CoreTallies>>,
+    tallies: Rc<OwnTallies>,
 }
 
 impl Calls {
@@ -131,7 +134,7 @@ impl Calls {
 
     /// What counts on `core`; to be asked for once by each core's own thread.
     pub(crate) fn on(&self, core: u16) -> CoreCalls {
-        CoreCalls { tallies: Rc::new(self.cores[usize::from(core)].clone()) }
+        CoreCalls { tallies: Rc::new(OwnTallies(self.cores[usize::from(core)].clone())) }
     }
 
     fn write(&self, page: &mut Page) {
@@ -182,7 +185,7 @@ impl Collector for Calls {
 impl CoreCalls {
     /// A call to this path begins.
     pub(crate) fn begin(&self, path: &str) -> Call {
-        self.tallies.begun.add(1);
+        self.tallies.0.begun.add(1);
         let tallies = self.tallies.clone();
         Call { tallies, method: methods::index(path), begun: Instant::now(), code: CANCELLED }
     }
@@ -190,7 +193,7 @@ impl CoreCalls {
 
 /// One call; it ends when this is dropped.
 pub(crate) struct Call {
-    tallies: Rc<Arc<CoreTallies>>,
+    tallies: Rc<OwnTallies>,
     method: usize,
     begun: Instant,
     /// How it ends if it ends now.
@@ -219,7 +222,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         let micros = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let tallies = &self.tallies.methods[self.method];
+        let tallies = &self.tallies.0.methods[self.method];
         let range = BOUNDS_MICROS.partition_point(|&bound| bound < micros);
         tallies.codes[self.code].add(1);
         tallies.ranges[range].add(1);

@@ -42,12 +42,14 @@ struct Site {
     draining: watch::Receiver<bool>,
 }
 
-/// Serves as long as it is polled, within a `LocalSet`: while the node drains, too.
+/// Serves as long as it is polled, within a `LocalSet`: while the node drains, too. Without a
+/// listener there is nothing to do.
 pub(crate) async fn serve(
-    listener: std::net::TcpListener,
+    listener: Option<std::net::TcpListener>,
     collectors: Vec<Box<dyn Collector>>,
     draining: watch::Receiver<bool>,
 ) {
+    let Some(listener) = listener else { return };
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "metrics can't be served"),

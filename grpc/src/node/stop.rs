@@ -1,14 +1,17 @@
 //! How a node ends: nothing new is taken, what runs ends within the grace, then everything that
 //! was started is stopped, last first. A second signal ends it at once.
 
+use super::cluster;
 use crate::{front::SERVICES, transport::Connections};
 use anyhow::bail;
 use engine::{
+    control::Membership,
     cores::{Cores, RunningCores},
     exec::{Executions, Workers},
 };
 use std::{
     process::ExitCode,
+    rc::Rc,
     time::{Duration, Instant},
 };
 use tokio::{
@@ -27,6 +30,7 @@ pub(super) struct Stop {
     pub(super) drain: watch::Sender<bool>,
     pub(super) reporter: HealthReporter,
     pub(super) executions: Option<Executions>,
+    pub(super) membership: Option<Rc<Membership>>,
     pub(super) connections: Connections,
     pub(super) cores: Cores,
 }
@@ -50,13 +54,19 @@ impl Stop {
         for service in SERVICES.into_iter().chain([""]) {
             self.reporter.set_service_status(service, ServingStatus::NotServing).await;
         }
-        // Listeners close, and connections take no further streams.
-        self.drain.send_replace(true);
-        self.connections.close();
+        if self.membership.is_none() {
+            self.close();
+        }
         let mut held = true;
         if let Some(executions) = &self.executions {
             held &= tokio::time::timeout_at(until, executions.drain()).await.is_ok();
             executions.close();
+        }
+        if let Some(membership) = &self.membership {
+            // Until here peers have to find this node: they read the inputs of what it gave them,
+            // and the outputs of what they gave it.
+            cluster::leave(membership).await;
+            self.close();
         }
         while self.connections.open() > 0 && tokio::time::Instant::now() < until {
             tokio::time::sleep(LOOK).await;
@@ -64,6 +74,12 @@ impl Stop {
         held &= self.connections.open() == 0;
         self.cores.close();
         held
+    }
+
+    /// Listeners close, and connections take no further streams.
+    fn close(&self) {
+        self.drain.send_replace(true);
+        self.connections.close();
     }
 }
 

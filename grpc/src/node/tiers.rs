@@ -4,6 +4,7 @@
 use crate::{
     backing,
     config::{BackingSettings, Config, Durability},
+    metrics::WatchedTier,
     services::BackingRule,
 };
 use anyhow::Context;
@@ -104,6 +105,17 @@ impl Tiers {
         &self.runtime
     }
 
+    /// What of them is watched.
+    pub(super) fn watched(&self) -> Vec<WatchedTier> {
+        let watch = |open: &OpenBacking| WatchedTier {
+            name: open.guard.name().to_owned(),
+            guard: open.guard.clone(),
+            tier: open.rule.tier.clone(),
+            backlog: open.rule.backlog.clone(),
+        };
+        self.backing.iter().map(watch).collect()
+    }
+
     /// Ends the thread: what is still asked is given up, what is owed stays on disk.
     pub(super) fn stop(self) {
         // The thread may have ended by a fault, which is reported where it happened.
@@ -145,12 +157,17 @@ fn open(
 }
 
 /// What a tier that is used as these settings say is told.
-pub(super) fn tier_config(settings: &BackingSettings, limits: &Limits) -> TierConfig {
+fn tier_config(settings: &BackingSettings, limits: &Limits) -> TierConfig {
     TierConfig {
         jobs_max: settings.waiting_max,
         absent_kept: settings.absent_kept,
         blob_bytes_max: limits.blob_bytes_max,
     }
+}
+
+/// What a peer's blobs as a tier are told: a peer may have at any moment what it had not.
+pub(super) fn peer_tier_config(settings: &BackingSettings, limits: &Limits) -> TierConfig {
+    TierConfig { absent_kept: Duration::ZERO, ..tier_config(settings, limits) }
 }
 
 /// How a tier is guarded.

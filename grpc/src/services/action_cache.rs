@@ -39,8 +39,8 @@ impl ActionCache for ActionCacheService {
         &self,
         request: Request<GetActionResultRequest>,
     ) -> Result<Response<ActionResult>, Status> {
-        let request = request.into_inner();
-        let blobs = self.node.blobs(&request.instance_name)?;
+        let (metadata, _, request) = request.into_parts();
+        let blobs = self.node.blobs(&request.instance_name, metadata.as_ref())?;
         let function = function(request.digest_function)?;
         let action = digest(request.action_digest.as_ref(), function)?;
         let found = cached(&self.node, &blobs, &request.instance_name, action).await?;
@@ -59,8 +59,8 @@ impl ActionCache for ActionCacheService {
         &self,
         request: Request<UpdateActionResultRequest>,
     ) -> Result<Response<ActionResult>, Status> {
-        let request = request.into_inner();
-        let blobs = self.node.blobs(&request.instance_name)?;
+        let (metadata, _, request) = request.into_parts();
+        let blobs = self.node.blobs(&request.instance_name, metadata.as_ref())?;
         let function = function(request.digest_function)?;
         let action = digest(request.action_digest.as_ref(), function)?;
         let result = request

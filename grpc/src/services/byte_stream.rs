@@ -91,7 +91,9 @@ impl ByteStreamService {
         let replied = match method.as_str() {
             "Read" => self.read(&head.headers, reader).await,
             "Write" => self.write(&head.headers, reader).await.map(|written| unary(&written)),
-            "QueryWriteStatus" => self.query(reader).await.map(|status| unary(&status)),
+            "QueryWriteStatus" => {
+                self.query(&head.headers, reader).await.map(|status| unary(&status))
+            }
             _ => {
                 let message = status::short(format!("ByteStream has no method {method:?}"));
                 Err(Status::unimplemented(message))
@@ -108,7 +110,7 @@ impl ByteStreamService {
         let request: ReadRequest = only_message(&mut reader).await?;
         check_header(headers, &request.resource_name)?;
         let name = parse_read(&request.resource_name).map_err(|bad| status::name_status(&bad))?;
-        let blobs = self.node.blobs(&name.instance)?;
+        let blobs = self.node.blobs(&name.instance, headers)?;
         let size = name.digest.size();
         let start = u64::try_from(request.read_offset).ok().filter(|&start| start <= size);
         let start = start.ok_or_else(|| {
@@ -136,7 +138,7 @@ impl ByteStreamService {
         let first = first.ok_or_else(|| Status::invalid_argument("a write without a message"))?;
         check_header(headers, &first.resource_name)?;
         let name = parse_write(&first.resource_name).map_err(|bad| status::name_status(&bad))?;
-        let blobs = self.node.blobs(&name.instance)?;
+        let blobs = self.node.blobs(&name.instance, headers)?;
         if name.digest.size() > self.node.limits.blob_bytes_max {
             let size_max = self.node.limits.blob_bytes_max;
             let error = BlobError::TooLarge { size: name.digest.size(), size_max };
@@ -214,11 +216,12 @@ impl ByteStreamService {
 
     async fn query(
         self,
+        headers: &HeaderMap,
         mut reader: MessageReader<Incoming>,
     ) -> Result<QueryWriteStatusResponse, Status> {
         let request: QueryWriteStatusRequest = only_message(&mut reader).await?;
         let name = parse_write(&request.resource_name).map_err(|bad| status::name_status(&bad))?;
-        let blobs = self.node.blobs(&name.instance)?;
+        let blobs = self.node.blobs(&name.instance, headers)?;
         if is_kept(&blobs, name.digest).await? {
             let committed_size = name.digest.size_i64();
             return Ok(QueryWriteStatusResponse { committed_size, complete: true });

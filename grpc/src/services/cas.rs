@@ -53,8 +53,8 @@ impl ContentAddressableStorage for CasService {
         &self,
         request: Request<FindMissingBlobsRequest>,
     ) -> Result<Response<FindMissingBlobsResponse>, Status> {
-        let request = request.into_inner();
-        let blobs = self.node.blobs(&request.instance_name)?;
+        let (metadata, _, request) = request.into_parts();
+        let blobs = self.node.blobs(&request.instance_name, metadata.as_ref())?;
         let function = function(request.digest_function)?;
         let bound = self.node.bounds.find_missing_digests_max;
         if request.blob_digests.len() > bound {
@@ -78,8 +78,8 @@ impl ContentAddressableStorage for CasService {
         &self,
         request: Request<BatchUpdateBlobsRequest>,
     ) -> Result<Response<BatchUpdateBlobsResponse>, Status> {
-        let request = request.into_inner();
-        let blobs = self.node.blobs(&request.instance_name)?;
+        let (metadata, _, request) = request.into_parts();
+        let blobs = self.node.blobs(&request.instance_name, metadata.as_ref())?;
         let function = function(request.digest_function)?;
         let total = request.requests.iter().map(|one| one.data.len()).sum::<usize>();
         check_total(total as u64, self.node.bounds.batch_bytes_max)?;
@@ -112,8 +112,8 @@ impl ContentAddressableStorage for CasService {
         &self,
         request: Request<BatchReadBlobsRequest>,
     ) -> Result<Response<BatchReadBlobsResponse>, Status> {
-        let request = request.into_inner();
-        let blobs = self.node.blobs(&request.instance_name)?;
+        let (metadata, _, request) = request.into_parts();
+        let blobs = self.node.blobs(&request.instance_name, metadata.as_ref())?;
         let function = function(request.digest_function)?;
         let digests = request
             .digests
@@ -150,8 +150,8 @@ impl ContentAddressableStorage for CasService {
         &self,
         request: Request<GetTreeRequest>,
     ) -> Result<Response<TreeStream>, Status> {
-        let request = request.into_inner();
-        let blobs = self.node.blobs(&request.instance_name)?;
+        let (metadata, _, request) = request.into_parts();
+        let blobs = self.node.blobs(&request.instance_name, metadata.as_ref())?;
         let function = function(request.digest_function)?;
         let root = digest(request.root_digest.as_ref(), function)?;
         let skip = page_start(&request.page_token)?;

@@ -49,8 +49,8 @@ impl Execution for ExecutionService {
         &self,
         request: Request<ExecuteRequest>,
     ) -> Result<Response<OperationStream>, Status> {
-        let request = request.into_inner();
-        let blobs = self.node.blobs(&request.instance_name)?;
+        let (metadata, _, request) = request.into_parts();
+        let blobs = self.node.blobs(&request.instance_name, metadata.as_ref())?;
         let function = function(request.digest_function)?;
         let action = digest(request.action_digest.as_ref(), function)?;
         let hints = InlineHints {
@@ -59,6 +59,12 @@ impl Execution for ExecutionService {
             files: request.inline_output_files,
         };
         let executions = self.node.executions()?;
+        // A peer that has given an action away has its inputs, or knows where they are.
+        let caller = self.node.caller(metadata.as_ref())?;
+        let blobs = match &caller {
+            Some(peer) => blobs.with_peer(peer.tier.clone()),
+            None => blobs,
+        };
         if !request.skip_cache_lookup
             && let Some(state) =
                 self.cached(executions, &blobs, &request.instance_name, action).await?
@@ -71,7 +77,7 @@ impl Execution for ExecutionService {
         let prepared = engine::exec::prepare(&blobs, instance, action, limits).await;
         let prepared = prepared.map_err(|error| status::exec_status(&error))?;
         let priority = request.execution_policy.map_or(0, |ExecutionPolicy { priority }| priority);
-        let listening = executions.execute(prepared, priority).await;
+        let listening = executions.execute(prepared, priority, caller.is_some()).await;
         let listening = listening.map_err(|error| status::exec_status(&error))?;
         Ok(Response::new(operations(self.node.clone(), listening, hints)))
     }
@@ -80,7 +86,10 @@ impl Execution for ExecutionService {
         &self,
         request: Request<WaitExecutionRequest>,
     ) -> Result<Response<OperationStream>, Status> {
-        let name = request.into_inner().name;
+        let (metadata, _, WaitExecutionRequest { name }) = request.into_parts();
+        if let Some((peering, link)) = self.node.origin(&name, metadata.as_ref())? {
+            return Ok(Response::new(peering.wait_there(&link, name)));
+        }
         let listening = self.node.executions()?.wait(&name).await;
         let listening = listening.map_err(|error| status::exec_status(&error))?;
         Ok(Response::new(operations(self.node.clone(), listening, InlineHints::default())))
@@ -102,6 +111,7 @@ impl ExecutionService {
             action,
             stage: Stage::Completed,
             times: Default::default(),
+            peer: None,
             outcome: Some(Arc::new(ExecuteOutcome {
                 result: Some(result),
                 error: None,
@@ -139,7 +149,8 @@ async fn operation_of(node: &Node, state: &OperationState, hints: &InlineHints) 
         Stage::Executing => execution_stage::Value::Executing,
         Stage::Completed => execution_stage::Value::Completed,
     };
-    let worker = node.executions.as_ref().map_or("", Executions::node_id);
+    let own = node.executions.as_ref().map_or("", Executions::node_id);
+    let worker = state.peer.as_deref().unwrap_or(own);
     let partial = match &state.outcome {
         Some(outcome) => outcome.result.as_ref().and_then(|done| done.execution_metadata.clone()),
         None => Some(state.times.metadata(worker)),

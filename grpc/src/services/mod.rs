@@ -9,7 +9,10 @@ pub(crate) mod execution;
 mod messages;
 pub(crate) mod operations;
 
-use crate::resource_name::KEYWORDS;
+use crate::{
+    peer::{Link, Peering, proof::HEADER},
+    resource_name::KEYWORDS,
+};
 use engine::{
     cores::Cores,
     digest::{Digest, DigestFunction},
@@ -17,6 +20,7 @@ use engine::{
     limits::Limits,
     tier::{Backing, Backlog, Blobs, Tier, WriteMode},
 };
+use http::HeaderMap;
 use proto::reapi;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tonic::Status;
@@ -32,6 +36,10 @@ pub(crate) struct Node {
     pub(crate) bounds: Arc<Bounds>,
     /// What lies below, if anything does.
     pub(crate) backing: Option<BackingRule>,
+    /// The other nodes, where there are any.
+    pub(crate) peering: Option<Arc<Peering>>,
+    /// Their blobs, by their homes, where nodes share.
+    pub(crate) share: Option<Tier>,
     /// Where actions are executed here.
     pub(crate) executions: Option<Executions>,
     /// The control core, for what has to wait and be `Send`.
@@ -80,13 +88,44 @@ impl Node {
     }
 
     /// What an instance can be given, and where what it brings goes.
-    pub(crate) fn blobs(&self, instance: &str) -> Result<Blobs, Status> {
+    pub(crate) fn blobs(&self, instance: &str, headers: &HeaderMap) -> Result<Blobs, Status> {
         self.check_instance(instance)?;
         let backing = self.backing.as_ref().map(|rule| {
             let mode = rule.mode_by_instance.get(instance).copied().unwrap_or(rule.mode);
             Backing { tier: rule.tier.clone(), mode, backlog: rule.backlog.clone() }
         });
-        Ok(Blobs::new(self.cores.clone(), Vec::new(), backing))
+        // What a peer asks is not asked of a third node: two that take each other for a home would
+        // ask for ever.
+        let share = self.share.as_ref().filter(|_| !headers.contains_key(HEADER));
+        Ok(Blobs::new(self.cores.clone(), share.cloned().into_iter().collect(), backing))
+    }
+
+    /// The way to the peer that makes a request; `None` for a client.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED where it can't prove to be one, UNAVAILABLE where it is not known yet.
+    pub(crate) fn caller(&self, headers: &HeaderMap) -> Result<Option<Arc<Link>>, Status> {
+        let Some(peering) = &self.peering else { return Ok(None) };
+        let Some(caller) = peering.caller(headers)? else { return Ok(None) };
+        let unknown = || {
+            let message = format!("{caller} has not said yet where it serves");
+            crate::status::retry(tonic::Code::Unavailable, message)
+        };
+        peering.link(&caller).map(Some).ok_or_else(unknown)
+    }
+
+    /// The way to the node that has an operation; `None` where that is this one.
+    ///
+    /// # Errors
+    /// NOT_FOUND where its node is gone.
+    pub(crate) fn origin(
+        &self,
+        operation: &str,
+        headers: &HeaderMap,
+    ) -> Result<Option<(&Arc<Peering>, Arc<Link>)>, Status> {
+        let Some(peering) = &self.peering else { return Ok(None) };
+        let link = peering.origin(operation, headers)?;
+        Ok(link.map(|link| (peering, link)))
     }
 
     /// The executions of this node.

@@ -2,12 +2,13 @@
 //! what the executions do not.
 
 use super::{Node, execution::plain_operation};
-use crate::status;
+use crate::{backing::channel::Connection, peer::Link, status};
 use engine::exec::Stage;
 use futures_util::future::{Either, select};
 use proto::longrunning::{
     CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
-    ListOperationsResponse, Operation, WaitOperationRequest, operations_server::Operations,
+    ListOperationsResponse, Operation, WaitOperationRequest, operations_client::OperationsClient,
+    operations_server::Operations,
 };
 use std::{pin::pin, time::Duration};
 use tonic::{Request, Response, Status};
@@ -58,8 +59,12 @@ impl Operations for OperationsService {
         &self,
         request: Request<GetOperationRequest>,
     ) -> Result<Response<Operation>, Status> {
-        let name = request.into_inner().name;
-        let listening = self.node.executions()?.wait(&name).await;
+        let (metadata, _, request) = request.into_parts();
+        if let Some((peering, link)) = self.node.origin(&request.name, metadata.as_ref())? {
+            let mut there = there(&link);
+            return peering.ask_there(async move { there.get_operation(request).await }).await;
+        }
+        let listening = self.node.executions()?.wait(&request.name).await;
         let listening = listening.map_err(|error| status::exec_status(&error))?;
         let state = listening.borrow().clone();
         Ok(Response::new(plain_operation(&self.node, &state).await))
@@ -76,8 +81,12 @@ impl Operations for OperationsService {
         &self,
         request: Request<CancelOperationRequest>,
     ) -> Result<Response<()>, Status> {
-        let name = request.into_inner().name;
-        let cancelled = self.node.executions()?.cancel(&name).await;
+        let (metadata, _, request) = request.into_parts();
+        if let Some((peering, link)) = self.node.origin(&request.name, metadata.as_ref())? {
+            let mut there = there(&link);
+            return peering.ask_there(async move { there.cancel_operation(request).await }).await;
+        }
+        let cancelled = self.node.executions()?.cancel(&request.name).await;
         cancelled.map_err(|error| status::exec_status(&error))?;
         Ok(Response::new(()))
     }
@@ -86,7 +95,11 @@ impl Operations for OperationsService {
         &self,
         request: Request<WaitOperationRequest>,
     ) -> Result<Response<Operation>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
+        if let Some((peering, link)) = self.node.origin(&request.name, metadata.as_ref())? {
+            let mut there = there(&link);
+            return peering.ask_there(async move { there.wait_operation(request).await }).await;
+        }
         let asked = request.timeout.map(Duration::try_from);
         let wait = match asked {
             Some(Ok(asked)) => asked.min(WAIT_MAX),
@@ -104,4 +117,9 @@ impl Operations for OperationsService {
         let state = listening.borrow().clone();
         Ok(Response::new(plain_operation(&self.node, &state).await))
     }
+}
+
+/// The same service of another node.
+fn there(link: &Link) -> OperationsClient<Connection> {
+    OperationsClient::new(link.connection.clone()).max_decoding_message_size(usize::MAX)
 }

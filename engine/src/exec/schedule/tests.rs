@@ -3,7 +3,10 @@
 use super::*;
 use crate::{
     digest::Digest,
-    exec::{ExecLimits, SandboxConfig},
+    exec::{
+        ErrandEnd, ExecLimits, SandboxConfig,
+        errand::{Errand, Load, PeerCapacity},
+    },
 };
 use std::time::Duration;
 
@@ -35,20 +38,49 @@ fn config(queue_max: usize) -> ExecutionsConfig {
 struct Rig {
     schedule: Schedule,
     jobs: crossbeam_channel::Receiver<Job>,
+    errands: async_channel::Receiver<Errand>,
+    reports: async_channel::Receiver<Request>,
+    load: watch::Receiver<Load>,
 }
 
 impl Rig {
     fn new(queue_max: usize) -> Self {
         let (sender, jobs) = crossbeam_channel::bounded(1);
-        let schedule = Schedule::new(&config(queue_max), sender, Clock::start());
-        Self { schedule, jobs }
+        let (send, errands) = async_channel::bounded(10);
+        let (report, reports) = async_channel::bounded(10);
+        let (publish, load) = watch::channel(Load::default());
+        let away = Away::new(send, report, publish);
+        let schedule = Schedule::new(&config(queue_max), sender, away, Clock::start());
+        Self { schedule, jobs, errands, reports, load }
+    }
+
+    /// One that has two slots free.
+    fn hear_of(&mut self, names: &[&str]) {
+        let peer = |name: &&str| PeerCapacity {
+            node_id: (*name).into(),
+            slots: 2,
+            running: 0,
+            queued: 0,
+            draining: false,
+            fits: true,
+        };
+        self.schedule.serve(Request::Peers { peers: names.iter().map(peer).collect() });
+        self.schedule.publish_load();
+    }
+
+    /// Ends an errand, and serves what it reports.
+    fn end(&mut self, errand: Errand, end: ErrandEnd) {
+        futures_lite::future::block_on(errand.end(end));
+        self.schedule.serve(self.reports.try_recv().unwrap());
+        self.schedule.publish_load();
     }
 
     fn execute(&mut self, number: usize) -> (Listening, Arc<Prepared>) {
         let digest = Digest::of(&number.to_be_bytes());
         let prepared = Arc::new(Prepared::for_tests(digest));
         let (reply, mut answer) = oneshot::channel();
-        let request = Request::Execute { prepared: prepared.clone(), priority: 0, reply };
+        let request =
+            Request::Execute { prepared: prepared.clone(), priority: 0, forwarded: false, reply };
         self.schedule.serve(request);
         (answer.try_recv().unwrap().unwrap(), prepared)
     }
@@ -65,7 +97,7 @@ fn a_queue_that_no_worker_takes_ends_without_a_call_for_each_in_it() {
     let mut rig = Rig::new(50_000);
     let listening: Vec<Listening> = (0..50_000).map(|number| rig.execute(number).0).collect();
     let first = rig.jobs.recv().unwrap();
-    let Rig { mut schedule, jobs } = rig;
+    let Rig { mut schedule, jobs, .. } = rig;
     drop(jobs);
     let outcome = Box::default();
     schedule.serve(Request::Finished { run: first.run, outcome });
@@ -89,4 +121,60 @@ fn an_operation_that_has_ended_holds_its_command_no_longer() {
     assert_eq!(listening.borrow().stage, Stage::Completed);
     assert!(!rig.schedule.operations.is_empty(), "it is remembered");
     assert_eq!(Arc::strong_count(&prepared), 1);
+}
+
+#[test]
+fn what_waits_goes_to_a_peer_and_ends_with_what_it_gave() {
+    let mut rig = Rig::new(10);
+    let (_, _) = rig.execute(0);
+    let (listening, prepared) = rig.execute(1);
+    rig.hear_of(&["b"]);
+    let errand = rig.errands.try_recv().unwrap();
+    assert_eq!((&*errand.peer, errand.prepared.digest), ("b", prepared.digest));
+    assert_eq!(*rig.load.borrow(), Load { slots: 1, running: 1, away: 1, ..Load::default() });
+    futures_lite::future::block_on(errand.executing(None));
+    let report = rig.reports.try_recv().unwrap();
+    rig.schedule.serve(report);
+    assert_eq!(listening.borrow().stage, Stage::Executing);
+    assert_eq!(listening.borrow().peer.as_deref(), Some("b"));
+    rig.end(errand, ErrandEnd::Finished(Box::default()));
+    assert_eq!(listening.borrow().stage, Stage::Completed);
+    assert!(listening.borrow().outcome.as_ref().unwrap().error.is_none());
+}
+
+#[test]
+fn a_peer_that_is_gone_gives_its_actions_back() {
+    let mut rig = Rig::new(10);
+    let (_, _) = rig.execute(0);
+    let (listening, _) = rig.execute(1);
+    rig.hear_of(&["b"]);
+    let mut errand = rig.errands.try_recv().unwrap();
+    rig.hear_of(&[]);
+    futures_lite::future::block_on(errand.unwanted());
+    assert_eq!(*rig.load.borrow(), Load { slots: 1, running: 1, queued: 1, ..Load::default() });
+    // What it says too late changes nothing.
+    rig.end(errand, ErrandEnd::Finished(Box::default()));
+    assert_eq!(listening.borrow().stage, Stage::Queued);
+    let job = rig.jobs.recv().unwrap();
+    rig.finish(job.run);
+    let job = rig.jobs.recv().unwrap();
+    rig.finish(job.run);
+    assert_eq!(listening.borrow().stage, Stage::Completed);
+}
+
+#[test]
+fn an_errand_that_nobody_wants_any_more_is_told() {
+    let mut rig = Rig::new(10);
+    let (_, _) = rig.execute(0);
+    let (listening, _) = rig.execute(1);
+    rig.hear_of(&["b"]);
+    let mut errand = rig.errands.try_recv().unwrap();
+    let name = listening.borrow().name.to_string();
+    let (reply, _) = oneshot::channel();
+    rig.schedule.serve(Request::Cancel { name, reply });
+    futures_lite::future::block_on(errand.unwanted());
+    rig.end(errand, ErrandEnd::Finished(Box::default()));
+    assert_eq!(rig.load.borrow().away, 0);
+    let outcome = listening.borrow().outcome.clone().unwrap();
+    assert!(matches!(outcome.error, Some(ExecError::Cancelled)));
 }

@@ -96,14 +96,13 @@ pub(crate) enum Event {
     },
     /// What is known of all peers by now, this node not among them. One that is not named is gone.
     /// To be sent a few times a second, also where nothing has changed.
-    #[cfg_attr(not(test), expect(dead_code, reason = "said once the loop knows of peers"))]
     Peers {
         /// Each peer once; more than [`super::peers::PEERS_MAX`] are cut off.
         peers: Vec<PeerLoad>,
     },
     /// A peer is gone: all it was given comes back, as by `Returned`. It is not asked again before
     /// `Peers` names it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "said once the loop knows of peers"))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "Peers without the peer says the same"))]
     PeerGone {
         /// The peer.
         peer: PeerId,

@@ -5,6 +5,7 @@ use futures_lite::future::block_on;
 use futures_util::stream;
 use http::HeaderValue;
 use http_body_util::{BodyExt, StreamBody};
+use std::convert::Infallible;
 
 const READ: &str = "/google.bytestream.ByteStream/Read";
 
@@ -21,9 +22,9 @@ fn status(code: &'static str) -> HeaderMap {
 }
 
 type Frames = Vec<Result<Frame<Bytes>, Infallible>>;
-type Infallible = std::convert::Infallible;
+type Played = stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>;
 
-fn reply(headers: HeaderMap, frames: Frames) -> Response<impl Body<Data = Bytes> + Unpin> {
+fn reply(headers: HeaderMap, frames: Frames) -> Response<StreamBody<Played>> {
     let mut reply = Response::new(StreamBody::new(stream::iter(frames)));
     *reply.headers_mut() = headers;
     reply

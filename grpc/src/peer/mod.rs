@@ -1,0 +1,126 @@
+//! The other nodes of the cluster as this one uses them: who calls, how they are called, what is
+//! asked of them. Must never decide what is given to whom: the scheduler does.
+//!
+//! Invariant: what a peer asks is answered by this node and the tier below, never by a third node;
+//! a question travels one step.
+
+pub(crate) mod errands;
+pub(crate) mod home;
+mod link;
+mod outcome;
+pub(crate) mod proof;
+mod route;
+
+pub(crate) use self::link::Link;
+
+use self::proof::{HEADER, Secret};
+use crate::backing::channel::BadConnect;
+use engine::{
+    control::Peers,
+    cores::Cores,
+    tier::{GuardConfig, TierConfig},
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+use tonic::Status;
+
+/// What talking to peers needs.
+pub(crate) struct PeeringParts {
+    /// This node's name.
+    pub(crate) node_id: Arc<str>,
+    /// Who is there.
+    pub(crate) peers: Peers,
+    /// What all of them know.
+    pub(crate) secret: Secret,
+    /// An instance that every node serves; blobs are asked for under it.
+    pub(crate) instance: String,
+    /// This node's blobs.
+    pub(crate) cores: Cores,
+    /// How peers' blobs are asked for.
+    pub(crate) tier: TierConfig,
+    pub(crate) guard: GuardConfig,
+    /// Where calls to peers run.
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+/// This node's dealings with its peers. Shared by all threads.
+pub(crate) struct Peering {
+    parts: PeeringParts,
+    /// Connections, each to one process of one peer.
+    links: Mutex<HashMap<Arc<str>, Arc<Link>>>,
+}
+
+/// How long a call to a peer may take until its first answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Peering {
+    /// With nobody connected yet.
+    pub(crate) fn new(parts: PeeringParts) -> Arc<Self> {
+        Arc::new(Self { parts, links: Mutex::default() })
+    }
+
+    /// This node's name.
+    pub(crate) fn node_id(&self) -> &Arc<str> {
+        &self.parts.node_id
+    }
+
+    /// Who is there.
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.parts.peers
+    }
+
+    /// Where calls to peers run.
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.parts.runtime
+    }
+
+    /// The peer that makes a request, by its header; `None` for a client.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED where the header proves nothing, UNAVAILABLE where no such node is known.
+    pub(crate) fn caller(&self, headers: &http::HeaderMap) -> Result<Option<Arc<str>>, Status> {
+        let Some(header) = headers.get(HEADER) else { return Ok(None) };
+        let header = header.to_str().map_err(|_| Status::permission_denied(HEADER))?;
+        let own = &self.parts.node_id;
+        let from = self.parts.secret.check(header, own, SystemTime::now())?;
+        match self.parts.peers.get(from) {
+            Some(peer) => Ok(Some(peer.node_id)),
+            None => {
+                let message = format!("{own} does not know a node {from:?} (yet)");
+                Err(Status::unavailable(crate::status::short(message)))
+            }
+        }
+    }
+
+    /// The way to a peer; `None` where it is not known, or not yet where it serves.
+    pub(crate) fn link(&self, node_id: &str) -> Option<Arc<Link>> {
+        let peer = self.parts.peers.get(node_id)?;
+        let state = peer.state?;
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(node_id)
+            && link.leads_to(&state.endpoint, peer.started)
+        {
+            return Some(link.clone());
+        }
+        links.retain(|known, _| self.parts.peers.get(known).is_some());
+        match self.connect(node_id, &state.endpoint, peer.started) {
+            Ok(link) => {
+                let link = Arc::new(link);
+                links.insert(peer.node_id, link.clone());
+                Some(link)
+            }
+            Err(error) => {
+                tracing::warn!(peer = node_id, endpoint = state.endpoint, %error, "no way to it");
+                None
+            }
+        }
+    }
+
+    fn connect(&self, node_id: &str, endpoint: &str, started: u64) -> Result<Link, BadConnect> {
+        let _inside = self.parts.runtime.enter();
+        Link::open(&self.parts, node_id, endpoint, started)
+    }
+}
