@@ -6,6 +6,7 @@ mod cluster_view;
 mod config;
 mod deadline;
 mod front;
+mod metrics;
 mod node;
 mod peer;
 mod resource_name;

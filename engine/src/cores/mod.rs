@@ -19,7 +19,7 @@ pub(crate) use self::handle::LossCounter;
 pub use self::{
     fill::{Fill, Growing},
     handle::Cores,
-    request::StoredAction,
+    request::{CoreCounts, InboxCounts, StoredAction},
     start::{CoreContext, Front, RunningCores, StartError, WaitingCores, prepare, start},
     stream::{BlobReader, Upload},
 };

@@ -4,7 +4,7 @@
 
 use super::{
     handle::Inbox,
-    request::{Attached, Reply, Request, UploadName},
+    request::{Attached, CoreCounts, Reply, Request, UploadName},
 };
 use crate::{
     blob::{
@@ -94,6 +94,11 @@ impl<S: BlobStore> Pump<S> {
                     } else {
                         ended(&follower.growth, Err(BlobError::Overloaded));
                     }
+                }
+                Turn::Received(Request::Count { reply }) => {
+                    let holdings = self.shard.holdings();
+                    let (in_flight, uploads) = (in_flight.len(), uploads.len());
+                    let _ = reply.send(CoreCounts { in_flight, uploads, holdings });
                 }
                 Turn::Received(request) => in_flight.push(self.serve(request)),
             }

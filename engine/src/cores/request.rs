@@ -6,6 +6,7 @@ use crate::{
         source::{Chunk, Follower},
     },
     digest::Digest,
+    shard::Holdings,
 };
 use bytes::Bytes;
 use std::{
@@ -41,6 +42,7 @@ pub(super) enum Request {
     GetAction { key: ActionKey, reply: Reply<Result<Option<StoredAction>>> },
     PutAction { key: ActionKey, bytes: Bytes, reply: Reply<Result<()>> },
     CompleteAction { key: ActionKey, record: (u32, u32), generation: u64 },
+    Count { reply: Reply<CoreCounts> },
 }
 
 // A request is moved through a queue twice, and every inbox holds thousands: keep it small.
@@ -51,6 +53,28 @@ pub(super) struct Attached {
     pub(super) chunks: async_channel::Sender<Chunk>,
     pub(super) committed: Arc<AtomicU64>,
     pub(super) outcome: watch::Receiver<Option<Result<()>>>,
+}
+
+/// What a core does and holds at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoreCounts {
+    /// Requests that it serves.
+    pub in_flight: usize,
+    /// Blobs that come to it in parts.
+    pub uploads: usize,
+    /// What its shard holds.
+    pub holdings: Holdings,
+}
+
+/// How a core's inbox is at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InboxCounts {
+    /// Requests that wait in it.
+    pub len: usize,
+    /// As many may.
+    pub len_max: usize,
+    /// Blobs that its shard has lost since the start: damaged, or evicted.
+    pub losses: u64,
 }
 
 /// An encoded ActionResult as the owner keeps it.
