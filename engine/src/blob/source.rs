@@ -25,6 +25,8 @@ pub enum Chunk {
     Bytes(Pieces),
     /// There are no more.
     End,
+    /// They proved wrong before their end.
+    Wrong,
 }
 
 /// Bytes in the pieces in which they came, with what they take of the node's bound.
@@ -140,6 +142,7 @@ impl Chunks {
         match received {
             None => Err(BlobError::Incomplete(self.digest)),
             Some(Chunk::End) => self.end().map(|()| None),
+            Some(Chunk::Wrong) => Err(BlobError::Mismatch(self.digest)),
             Some(Chunk::Bytes(pieces)) => self.take(&pieces).map(|()| Some(pieces)),
         }
     }

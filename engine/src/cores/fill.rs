@@ -98,4 +98,11 @@ impl Fill {
         drop(self.chunks.send(Chunk::End).await);
         self.growing.outcome().await
     }
+
+    /// Says that the bytes are wrong, however many came: nothing is kept, and whoever reads them
+    /// learns it.
+    pub async fn refuse(self) {
+        // An owner that takes no more has found something wrong itself.
+        drop(self.chunks.send(Chunk::Wrong).await);
+    }
 }

@@ -71,18 +71,33 @@ async fn stream(
     digest: Digest,
     phase: &watch::Sender<Phase>,
 ) -> std::result::Result<(), BelowError> {
+    let mut fill = None;
+    let received = receive(shared, digest, phase, &mut fill).await;
+    match (received, fill) {
+        (Ok(()), Some(fill)) => fill.finish().await.map_err(|error| wrong_or_own(error, digest)),
+        (Ok(()), None) => Err(BelowError::Wrong(digest)),
+        (Err(BelowError::Wrong(_)), Some(fill)) => {
+            // Those that read it already are told so, not that it may be had later.
+            fill.refuse().await;
+            Err(BelowError::Wrong(digest))
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Hands over as many bytes as the digest says.
+async fn receive(
+    shared: &Shared,
+    digest: Digest,
+    phase: &watch::Sender<Phase>,
+    fill: &mut Option<Fill>,
+) -> std::result::Result<(), BelowError> {
     let mut pieces = shared.below.read(digest, 0).await?;
-    let mut fill: Option<Fill> = None;
     let (mut received, mut resumes) = (0_u64, 0);
-    // One byte too many, or an end too early, goes to the owner as it came: that the bytes are
-    // wrong has to be known to those that read them already.
-    while received <= digest.size() {
-        let mut piece = match pieces.next().await {
-            Some(Ok(piece)) if piece.is_empty() => continue,
+    while received < digest.size() {
+        let piece = match pieces.next().await {
             Some(Ok(piece)) => piece,
-            None => break,
-            // All is here; only whether there is more is not known.
-            Some(Err(_)) if received == digest.size() => break,
+            None => return Err(BelowError::Wrong(digest)),
             Some(Err(error)) if error.may_pass() && resumes < RESUMES_MAX => {
                 resumes += 1;
                 shared.counts.resumed.add(1);
@@ -91,10 +106,11 @@ async fn stream(
             }
             Some(Err(error)) => return Err(error),
         };
-        let wanted = (digest.size() - received).saturating_add(1);
-        piece.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
         received += piece.len() as u64;
-        let fill = match &mut fill {
+        if received > digest.size() {
+            return Err(BelowError::Wrong(digest));
+        }
+        let fill = match fill {
             Some(fill) => fill,
             None => {
                 let begun = fill.insert(shared.cores.fill(digest)?);
@@ -104,8 +120,12 @@ async fn stream(
         };
         fill.write(piece).await.map_err(|error| wrong_or_own(error, digest))?;
     }
-    let Some(fill) = fill else { return Err(BelowError::Wrong(digest)) };
-    fill.finish().await.map_err(|error| wrong_or_own(error, digest))
+    // Too many bytes are as wrong as too few.
+    match pieces.next().await {
+        Some(Ok(more)) if !more.is_empty() => Err(BelowError::Wrong(digest)),
+        Some(Err(BelowError::Wrong(_))) => Err(BelowError::Wrong(digest)),
+        _ => Ok(()),
+    }
 }
 
 fn wrong_or_own(error: BlobError, digest: Digest) -> BelowError {
