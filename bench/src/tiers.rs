@@ -36,7 +36,7 @@ const SMALL_LEN: usize = 4096;
 /// Small blobs in one request.
 const SMALL_BATCH: u64 = 100;
 /// Requests for small blobs in one round.
-const SMALL_REQUESTS: u64 = 20;
+const SMALL_REQUESTS: u64 = 200;
 /// Rest before the clocks are taken: what went before comes to an end.
 const SETTLE: Duration = Duration::from_millis(200);
 /// Pause between two misses, and how long one is waited for.
