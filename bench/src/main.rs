@@ -10,6 +10,7 @@ mod payload;
 mod report;
 mod rows;
 mod setup;
+mod tiers;
 mod work;
 
 use std::{collections::HashMap, fs, path::PathBuf, process::ExitCode, time::Duration};
@@ -46,6 +47,8 @@ enum Verb {
     Table(Options),
     /// Lists the rows and the load each is measured under.
     Rows,
+    /// Compares a node in front of another with the other itself, and prints ratios.
+    Tiers(tiers::Options),
 }
 
 #[derive(Args)]
@@ -104,12 +107,8 @@ fn main() -> ExitCode {
             list();
             Ok(true)
         }
-        // One thread: what it costs is visible, and it needs one CPU beside the server's.
-        Verb::Table(options) => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("starting the runtime")
-            .and_then(|runtime| runtime.block_on(table(&options))),
+        Verb::Table(options) => on_one_thread(table(&options)),
+        Verb::Tiers(options) => on_one_thread(tiers::run(&options)).map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -119,6 +118,12 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// What a single thread costs is visible, and it needs one CPU beside the server's.
+fn on_one_thread<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("starting the runtime")?.block_on(work)
 }
 
 fn list() {
@@ -233,7 +238,7 @@ mod tests {
         let line = ["reapi-load", "table"].iter().chain(line);
         match Line::try_parse_from(line).unwrap().verb {
             Verb::Table(options) => options,
-            Verb::Rows => panic!("another verb"),
+            Verb::Rows | Verb::Tiers(_) => panic!("another verb"),
         }
     }
 

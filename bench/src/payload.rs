@@ -91,7 +91,8 @@ pub(crate) fn digest_of_pieces(pieces: &[Bytes]) -> Digest {
     finished(hash, pieces.iter().map(Bytes::len).sum())
 }
 
-fn finished(hash: Sha256, len: usize) -> Digest {
+/// The digest of `len` bytes that went through `hash`.
+pub(crate) fn finished(hash: Sha256, len: usize) -> Digest {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(64);
     for byte in hash.finalize() {

@@ -81,7 +81,7 @@ pub(crate) fn in_unit(unit: Unit, total_us: f64, ops: f64, bytes: f64) -> Option
 }
 
 /// The middle one; of an even number the mean of the two in the middle.
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
     let upper = sorted.get(sorted.len() / 2)?;
@@ -158,7 +158,7 @@ fn line(cell: &Cell, median: &Figures) -> String {
 }
 
 /// Three significant digits, without an exponent.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     let decimals = match value.abs() {
         large if large >= 100.0 => 0,
         middle if middle >= 10.0 => 1,
