@@ -5,13 +5,14 @@ use prost::Message;
 use std::{env, error::Error, fs, path::PathBuf};
 
 /// Files that nothing else imports; the rest comes with them.
-const ROOTS: [&str; 8] = [
+const ROOTS: [&str; 9] = [
     "build/bazel/remote/execution/v2/remote_execution.proto",
     "build/bazel/remote/asset/v1/remote_asset.proto",
     "build/bazel/remote/logstream/v1/remote_logstream.proto",
     "google/bytestream/bytestream.proto",
     "google/longrunning/operations.proto",
     "google/rpc/error_details.proto",
+    "ringforge/v1/cluster.proto",
     "ringforge/v1/node_state.proto",
     "worker_protocol.proto",
 ];

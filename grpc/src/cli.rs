@@ -30,6 +30,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         flags: Flags,
     },
+    /// Show the cluster as one of its nodes sees it
+    Cluster {
+        /// Where that node serves
+        #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8980")]
+        address: String,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Look at the settings
     Config {
         #[command(subcommand)]

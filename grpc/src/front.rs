@@ -3,12 +3,14 @@
 
 use crate::{
     deadline::{self, Deadline, TimedBody},
+    metrics::{Call, Calls, CoreCalls, MeasuredBody},
     services::{
         Node,
         action_cache::ActionCacheService,
         byte_stream::{self, ByteStreamService, ReplyBody, refusal},
         capabilities::CapabilitiesService,
         cas::CasService,
+        cluster::ClusterService,
         execution::ExecutionService,
         operations::OperationsService,
     },
@@ -22,6 +24,7 @@ use hyper::{body::Incoming, service::Service};
 use hyper_util::service::TowerToHyperService;
 use proto::{
     longrunning::operations_server::OperationsServer,
+    node::cluster_server::ClusterServer,
     reapi::{
         action_cache_server::ActionCacheServer, capabilities_server::CapabilitiesServer,
         content_addressable_storage_server::ContentAddressableStorageServer,
@@ -36,7 +39,7 @@ use tonic::{Status, body::Body, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 /// What is served, by its full name: for reflection and health.
-pub(crate) const SERVICES: [&str; 9] = [
+pub(crate) const SERVICES: [&str; 10] = [
     "build.bazel.remote.execution.v2.ActionCache",
     "build.bazel.remote.execution.v2.Capabilities",
     "build.bazel.remote.execution.v2.ContentAddressableStorage",
@@ -46,6 +49,7 @@ pub(crate) const SERVICES: [&str; 9] = [
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
+    "ringforge.v1.Cluster",
 ];
 
 /// All that the front of every core is made of.
@@ -53,6 +57,7 @@ pub(crate) struct FrontParts<H> {
     pub(crate) node: Node,
     pub(crate) health: HealthServer<H>,
     pub(crate) connections: Connections,
+    pub(crate) calls: Calls,
     pub(crate) accepted: Vec<async_channel::Receiver<TcpStream>>,
     pub(crate) config: ServeConfig,
     pub(crate) draining: watch::Receiver<bool>,
@@ -63,7 +68,7 @@ pub(crate) fn front<H: Health>(
     parts: FrontParts<H>,
 ) -> Result<Front, tonic_reflection::server::Error> {
     let routes = routes(&parts.node, parts.health)?;
-    let FrontParts { node, connections, accepted, config, draining, .. } = parts;
+    let FrontParts { node, connections, calls, accepted, config, draining, .. } = parts;
     Ok(Arc::new(move |core: CoreContext| -> LocalBoxFuture<'static, ()> {
         let id = core.id;
         let queue = accepted[usize::from(id)].clone();
@@ -73,6 +78,7 @@ pub(crate) fn front<H: Health>(
         let service = CoreService {
             routes: TowerToHyperService::new(routes.clone()),
             byte_stream: ByteStreamService { node: node.clone(), core },
+            calls: calls.on(id),
         };
         Box::pin(serve(accepted, config, draining.clone(), timer, service))
     }))
@@ -98,11 +104,13 @@ fn routes<H: Health>(
     let capabilities = CapabilitiesServer::new(CapabilitiesService { node: node.clone() });
     let execution = ExecutionServer::new(ExecutionService { node: node.clone() });
     let operations = OperationsServer::new(OperationsService { node: node.clone() });
+    let cluster = ClusterServer::new(ClusterService { node: node.clone() });
     let routes = Routes::new(capabilities)
         .add_service(cas.max_decoding_message_size(bound).max_encoding_message_size(usize::MAX))
         .add_service(actions.max_decoding_message_size(bound))
         .add_service(execution.max_decoding_message_size(bound))
         .add_service(operations)
+        .add_service(cluster)
         .add_service(health)
         .add_service(v1)
         .add_service(v1alpha);
@@ -114,21 +122,23 @@ fn routes<H: Health>(
 struct CoreService {
     routes: TowerToHyperService<Routes>,
     byte_stream: ByteStreamService,
+    calls: CoreCalls,
 }
 
 impl Service<Request<Incoming>> for CoreService {
-    type Response = Response<TimedBody<Either<ReplyBody, Body>>>;
+    type Response = CoreReply;
     type Error = Infallible;
     type Future = LocalBoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let call = self.calls.begin(request.uri().path());
         let deadline = match deadline::asked(request.headers()) {
             Ok(asked) => asked.map(|wait| self.deadline(wait)),
-            Err(status) => return Box::pin(async move { Ok(refused(&status)) }),
+            Err(status) => return Box::pin(async move { Ok(refused(&status, call)) }),
         };
         if request.uri().path().starts_with(byte_stream::PATH) {
             let reply = self.byte_stream.clone().call(request);
-            return timed(async { Ok(reply.await.map(Either::Left)) }, deadline);
+            return timed(async { Ok(reply.await.map(Either::Left)) }, deadline, call);
         }
         let reply = self.routes.call(request);
         let control = self.byte_stream.node.control.clone();
@@ -138,7 +148,7 @@ impl Service<Request<Incoming>> for CoreService {
             let _control = control.enter();
             reply.as_mut().poll(cx)
         });
-        timed(reply, deadline)
+        timed(reply, deadline, call)
     }
 }
 
@@ -148,26 +158,27 @@ impl CoreService {
     }
 }
 
-type CoreReply = Response<TimedBody<Either<ReplyBody, Body>>>;
+type CoreReply = Response<MeasuredBody<TimedBody<Either<ReplyBody, Body>>>>;
 
-fn refused(status: &Status) -> CoreReply {
-    refusal(status).map(|body| TimedBody::new(Either::Left(body), None))
+fn refused(status: &Status, call: Call) -> CoreReply {
+    call.measure(refusal(status).map(|body| TimedBody::new(Either::Left(body), None)))
 }
 
 /// A reply, or the end of the caller's patience with it: before its headers, or within its body.
 fn timed(
     reply: impl Future<Output = Result<Response<Either<ReplyBody, Body>>, Infallible>> + 'static,
     deadline: Option<Deadline>,
+    call: Call,
 ) -> LocalBoxFuture<'static, Result<CoreReply, Infallible>> {
     Box::pin(async move {
         let Some(deadline) = deadline else {
-            return Ok(reply.await?.map(|body| TimedBody::new(body, None)));
+            return Ok(call.measure(reply.await?.map(|body| TimedBody::new(body, None))));
         };
         match select(pin!(reply), deadline).await {
             future::Either::Left((reply, deadline)) => {
-                Ok(reply?.map(|body| TimedBody::new(body, Some(deadline))))
+                Ok(call.measure(reply?.map(|body| TimedBody::new(body, Some(deadline)))))
             }
-            future::Either::Right(_) => Ok(refused(&deadline::exceeded())),
+            future::Either::Right(_) => Ok(refused(&deadline::exceeded(), call)),
         }
     })
 }

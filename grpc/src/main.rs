@@ -2,9 +2,11 @@
 
 mod backing;
 mod cli;
+mod cluster_view;
 mod config;
 mod deadline;
 mod front;
+mod metrics;
 mod node;
 mod peer;
 mod resource_name;
@@ -58,6 +60,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve { config, flags } => {
             let config = Config::load(config.as_deref(), flags, config::environment())?;
             node::serve(config)
+        }
+        Command::Cluster { address, json } => {
+            cluster_view::print(&address, json)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Config { command: ConfigCommand::Print { config, flags } } => {
             let config = Config::load(config.as_deref(), flags, config::environment())?;

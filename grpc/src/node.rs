@@ -12,19 +12,27 @@ use self::{
 use crate::{
     config::{Config, LogFormat, LogLevel, LogSettings},
     front::{FrontParts, SERVICES, front},
+    metrics::{self, Calls, Watched},
     self_test::{self, Report},
+    services::Node,
     transport::{Connections, accept},
 };
 use anyhow::Context;
 use engine::{
     cores::{self, placement},
     exec::{self, Executions},
+    limits::Limits,
     shard::{self, StoreConfig},
 };
 use sandbox::Spawner;
 use std::{io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch, task::LocalSet};
-use tonic_health::ServingStatus;
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 /// How often the executions are told that time has passed.
 const TICK: Duration = Duration::from_secs(1);
@@ -68,7 +76,9 @@ pub(crate) fn serve(config: Config) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("can't listen on {}", config.server.listen))?;
     report.add("serving", format!("grpc://{}", listener.local_addr()?));
     listener.set_nonblocking(true)?;
-    let start = Start { config, store, plan, recovered, spawner, listener, report, signals };
+    let metrics = parts::metrics_listener(config.metrics, &mut report)?;
+    let start =
+        Start { config, store, plan, recovered, spawner, listener, metrics, report, signals };
     run(start, runtime)
 }
 
@@ -80,90 +90,113 @@ struct Start {
     recovered: Vec<shard::Recovered>,
     spawner: Option<Spawner>,
     listener: std::net::TcpListener,
+    metrics: Option<std::net::TcpListener>,
     report: Report,
     signals: stop::Signals,
 }
 
 /// Threads, then listeners; then waits, and stops what was started.
 fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
-    let Start { config, store, plan, recovered, spawner, listener, report, signals } = start;
-    let limits = parts::limits(&config);
+    let Start { config, store, plan, recovered, spawner, listener, metrics, report, signals } =
+        start;
+    let limits = Arc::new(parts::limits(&config));
     let shards = u16::try_from(recovered.len()).context("shards")?;
     let (connections, accepted) = Connections::new(shards, config.server.connections_max);
-    let (drain, draining) = watch::channel(false);
+    let calls = Calls::new(shards);
+    let ((drain, draining), stopping) = (watch::channel(false), watch::channel(false));
     let (reporter, health) = tonic_health::server::health_reporter();
     let waiting = cores::prepare(shards, limits.inbox_len_max);
     let handle = waiting.handle();
-    let started = match spawner {
-        Some(spawner) => {
-            let executing = parts::executions_config(&config, &store, &plan, &limits);
-            Some(exec::start(executing, handle.clone(), spawner)?)
-        }
-        None => None,
-    };
+    let executing = parts::executions_config(&config, &store, &plan, &limits);
+    let start = |spawner| exec::start(executing, handle.clone(), spawner);
+    let started = spawner.map(start).transpose()?;
     let executions = started.as_ref().map(|started| started.executions.clone());
-    let limits = Arc::new(limits);
     let tiers = Tiers::start(&config, &handle, &limits, &store.layout.backlog(), &plan.control)?;
     let control = runtime.handle().clone();
-    let mut node =
-        parts::node(&config.server, handle.clone(), &limits, executions.clone(), control);
-    let local = LocalSet::new();
-    let joining = Joining {
-        config: &config,
-        serving: listener.local_addr()?,
-        cores: &handle,
-        limits: &limits,
-        tiers: &tiers,
-    };
+    let mut node = parts::node(&config, handle.clone(), &limits, executions.clone(), control);
+    let (local, serving, cores) = (LocalSet::new(), listener.local_addr()?, &handle);
+    let joining = Joining { config: &config, serving, cores, limits: &limits, tiers: &tiers };
     let cluster = local.block_on(&runtime, cluster::join(joining))?;
-    if let Some(cluster) = &cluster {
-        node.peering = Some(cluster.peering.clone());
-        node.share = cluster.share.clone();
-    }
-    node.backing = tiers.backing.as_ref().map(|open| open.rule.clone());
+    surround(&mut node, &tiers, cluster.as_ref());
     let front = front(FrontParts {
         node,
         health,
         connections: connections.clone(),
+        calls: calls.clone(),
         accepted,
         config: parts::serve_config(&config.server),
         draining: draining.clone(),
     })?;
     let running = cores::start(waiting, &plan.data, &store, &limits, recovered, &front)?;
     print!("{report}");
-    let serving = reporter.clone();
-    local.spawn_local(async move {
-        for service in SERVICES {
-            serving.set_service_status(service, ServingStatus::Serving).await;
-        }
-    });
-    let workers = started.map(|started| {
-        local.spawn_local(started.schedule);
-        match &cluster {
-            Some(cluster) => cluster.take(started.errands, &limits),
-            // Nobody is told of peers, so that nobody sends.
-            None => drop(started.errands),
-        }
-        started.workers
-    });
+    local.spawn_local(say_serving(reporter.clone()));
+    let workers = started.map(|started| schedule(&local, started, cluster.as_ref(), &limits));
     if let Some(cluster) = &cluster {
         local.spawn_local(cluster.run(executions.clone()));
     }
     local.spawn_local(tick(executions.clone()));
-    let accepting = connections.clone();
-    local.spawn_local(async move {
-        match TcpListener::from_std(listener) {
-            Ok(listener) => accept(listener, accepting, draining).await,
-            Err(error) => tracing::error!(%error, "the listener can't be served"),
-        }
-    });
+    local.spawn_local(accept_all(listener, connections.clone(), draining));
+    let (cores, executing) = (handle.clone(), executions.clone());
+    let seen = connections.clone();
+    let watched =
+        Watched { cores, executions: executing, connections: seen, calls, tiers: tiers.watched() };
+    local.spawn_local(metrics::serve(metrics, watched.collectors(), stopping.1));
     let membership = cluster.as_ref().map(Cluster::membership);
-    let stop = stop::Stop { drain, reporter, executions, membership, connections, cores: handle };
+    let stopping = stopping.0;
+    let stop = stop::Stop {
+        drain,
+        stopping,
+        reporter,
+        executions,
+        membership,
+        connections,
+        cores: handle,
+    };
     let held = local.block_on(&runtime, stop.on_signal(signals, config.server.grace));
     drop(local);
     let ended = stop::finish(held, workers, running);
     tiers.stop();
     ended
+}
+
+/// What is around a node, for those who serve.
+fn surround(node: &mut Node, tiers: &Tiers, cluster: Option<&Cluster>) {
+    node.peering = cluster.map(|cluster| cluster.peering.clone());
+    node.share = cluster.and_then(|cluster| cluster.share.clone());
+    node.backing = tiers.backing.as_ref().map(|open| open.rule.clone());
+}
+
+/// The schedule on the control core, and what it gives to peers on its way; the workers.
+fn schedule(
+    local: &LocalSet,
+    started: exec::Started,
+    cluster: Option<&Cluster>,
+    limits: &Limits,
+) -> exec::Workers {
+    local.spawn_local(started.schedule);
+    match cluster {
+        Some(cluster) => cluster.take(started.errands, limits),
+        // Nobody is told of peers, so that nobody sends.
+        None => drop(started.errands),
+    }
+    started.workers
+}
+
+async fn say_serving(reporter: HealthReporter) {
+    for service in SERVICES {
+        reporter.set_service_status(service, ServingStatus::Serving).await;
+    }
+}
+
+async fn accept_all(
+    listener: std::net::TcpListener,
+    connections: Connections,
+    draining: watch::Receiver<bool>,
+) {
+    match TcpListener::from_std(listener) {
+        Ok(listener) => accept(listener, connections, draining).await,
+        Err(error) => tracing::error!(%error, "the listener can't be served"),
+    }
 }
 
 async fn tick(executions: Option<Executions>) {
@@ -187,8 +220,10 @@ fn start_log(settings: LogSettings) {
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
+    // It reports each lost packet as an error. What matters of it the engine says, once.
+    let ours = Targets::new().with_default(level).with_target("memberlist", LevelFilter::OFF);
     match settings.format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.finish().with(ours).init(),
+        LogFormat::Json => log.json().finish().with(ours).init(),
     }
 }

@@ -44,7 +44,21 @@ impl Client {
     /// Where nobody answers.
     pub async fn connect(address: &str) -> Self {
         let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
-        let channel = endpoint.connect().await.expect("the node answers");
+        Self::over(endpoint.connect().await.expect("the node answers"))
+    }
+
+    /// One that connects with its first call, and again after a loss; nobody need be there yet.
+    /// Within a runtime only.
+    ///
+    /// # Panics
+    /// Where that is no address.
+    #[must_use]
+    pub fn lazy(address: &str) -> Self {
+        let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
+        Self::over(endpoint.connect_lazy())
+    }
+
+    fn over(channel: Channel) -> Self {
         let bound = 64 << 20;
         Self {
             cas: ContentAddressableStorageClient::new(channel.clone())
@@ -236,6 +250,16 @@ impl Watched {
             let next = self.stream.message().await.expect("the stream goes on");
             self.last = next.expect("the stream does not end before the operation is done");
         }
+    }
+
+    /// Takes the next message of one that is not done.
+    ///
+    /// # Errors
+    /// What ends the stream instead.
+    pub async fn next(&mut self) -> Result<(), Status> {
+        let next = self.stream.message().await?;
+        self.last = next.ok_or_else(|| Status::unavailable("the stream ended early"))?;
+        Ok(())
     }
 
     /// Waits for the end.

@@ -14,6 +14,7 @@ use std::{
 pub mod action;
 pub mod certificates;
 pub mod client;
+pub mod cluster;
 pub mod dns;
 pub mod liar;
 pub mod netns;
@@ -244,7 +245,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A port of loopback that nobody listens on.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let bound: io::Result<TcpListener> = TcpListener::bind("127.0.0.1:0");
     let address = bound.and_then(|listener| listener.local_addr());
     address.expect("loopback has a free port").port()

@@ -62,6 +62,13 @@ pub enum BlobError {
     Below(Arc<str>),
 }
 
+impl BlobError {
+    /// A blob from below stopped on its way here: no word about whether it is there.
+    pub(crate) fn broken_off() -> Self {
+        Self::Below("it broke off".into())
+    }
+}
+
 impl From<io::Error> for BlobError {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::StorageFull {

@@ -25,6 +25,8 @@ pub enum Chunk {
     Bytes(Pieces),
     /// There are no more.
     End,
+    /// They proved wrong before their end.
+    Wrong,
 }
 
 /// Bytes in the pieces in which they came, with what they take of the node's bound.
@@ -68,7 +70,15 @@ pub struct Chunks {
     idle: Duration,
     received: u64,
     hasher: Option<Hasher>,
-    growth: Option<Arc<watch::Sender<Growth>>>,
+    follower: Option<Follower>,
+}
+
+/// Who reads a blob while it comes in.
+pub struct Follower {
+    /// How far it is.
+    pub growth: Arc<watch::Sender<Growth>>,
+    /// Pieces as they were hashed, for one reader who keeps up; others read the file.
+    pub live: async_channel::Sender<Bytes>,
 }
 
 impl Chunks {
@@ -80,7 +90,7 @@ impl Chunks {
         alarms: Alarms,
         idle: Duration,
     ) -> Self {
-        Self { digest, receiver, alarms, idle, received: 0, hasher: None, growth: None }
+        Self { digest, receiver, alarms, idle, received: 0, hasher: None, follower: None }
     }
 
     /// The same, whose end is an error where the bytes are not those of `digest`.
@@ -93,20 +103,20 @@ impl Chunks {
 
     /// The same, watched while it grows.
     #[must_use]
-    pub fn followed(mut self, growth: Arc<watch::Sender<Growth>>) -> Self {
-        self.growth = Some(growth);
+    pub fn followed(mut self, follower: Follower) -> Self {
+        self.follower = Some(follower);
         self
     }
 
     /// Whether somebody reads the blob while it grows.
     #[must_use]
     pub const fn is_followed(&self) -> bool {
-        self.growth.is_some()
+        self.follower.is_some()
     }
 
     /// Tells whoever follows which file grows, or how far it has.
     pub fn grown(&self, file: Option<Arc<File>>, written: u64) {
-        let Some(growth) = &self.growth else { return };
+        let Some(Follower { growth, .. }) = &self.follower else { return };
         growth.send_if_modified(|growth| {
             let news = file.is_some() || growth.written != written;
             growth.file = file.or_else(|| growth.file.take());
@@ -132,6 +142,7 @@ impl Chunks {
         match received {
             None => Err(BlobError::Incomplete(self.digest)),
             Some(Chunk::End) => self.end().map(|()| None),
+            Some(Chunk::Wrong) => Err(BlobError::Mismatch(self.digest)),
             Some(Chunk::Bytes(pieces)) => self.take(&pieces).map(|()| Some(pieces)),
         }
     }
@@ -144,6 +155,14 @@ impl Chunks {
         if let Some(hasher) = &mut self.hasher {
             for piece in pieces.iter() {
                 hasher.update(piece);
+            }
+        }
+        if let Some(Follower { live, .. }) = &self.follower {
+            for piece in pieces.iter() {
+                // A reader that is behind goes on from the file.
+                if live.try_send(piece.clone()).is_err() {
+                    live.close();
+                }
             }
         }
         Ok(())

@@ -272,8 +272,19 @@ impl Membership {
     /// Makes the view everybody's.
     fn show(&self) {
         let peers = self.view.borrow().peers().clone();
-        let own = self.snapshot.borrow().own.clone();
-        self.snapshot.send_replace(Arc::new(Snapshot { own, peers }));
+        let before = self.snapshot.borrow().clone();
+        for (node, peer) in &peers {
+            let known = before.peers.get(node).map(|peer| peer.started);
+            if known != Some(peer.started) {
+                tracing::info!(%node, address = %peer.address, "a node came into the cluster");
+            }
+        }
+        for (node, peer) in &before.peers {
+            if !peers.contains_key(node) {
+                tracing::info!(%node, address = %peer.address, "a node left the cluster, or died");
+            }
+        }
+        self.snapshot.send_replace(Arc::new(Snapshot { own: before.own.clone(), peers }));
     }
 
     /// Tells the others of this node: when it changes, but not too often, and now and then.

@@ -5,17 +5,44 @@ use super::{handle::Cores, request::Request};
 use crate::{
     blob::{
         BlobError, Growth, Result,
-        source::{Chunk, Pieces},
+        source::{Chunk, Follower, Pieces},
     },
     digest::Digest,
     limits::UPLOAD_CHUNKS_MAX,
 };
 use bytes::Bytes;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
+/// Pieces that wait for the reader who takes them as they come; one that is further behind reads
+/// the file.
+const LIVE_LEN_MAX: usize = 32;
+
 /// A view of a blob that grows.
-pub type Growing = watch::Receiver<Growth>;
+#[derive(Clone)]
+pub struct Growing {
+    /// How far it is, and how it ended.
+    pub(crate) growth: watch::Receiver<Growth>,
+    /// Its pieces from the first on, for whoever takes them; a second reader reads the file.
+    live: Arc<Mutex<Option<Live>>>,
+}
+
+/// Pieces of a blob as they come, hashed.
+pub(super) type Live = async_channel::Receiver<Bytes>;
+
+impl Growing {
+    /// The pieces, for the first that asks.
+    pub(super) fn take_live(&self) -> Option<Live> {
+        self.live.lock().ok()?.take()
+    }
+
+    /// Waits until the blob is kept, or not.
+    pub(crate) async fn outcome(&mut self) -> Result<()> {
+        let ended = self.growth.wait_for(|growth| growth.outcome.is_some()).await;
+        let outcome = ended.ok().and_then(|growth| growth.outcome.clone());
+        outcome.unwrap_or(Err(BlobError::Stopped))
+    }
+}
 
 /// The sending end of a blob that comes from another cache. Dropped before its end, nothing is
 /// kept.
@@ -32,9 +59,12 @@ impl Cores {
     /// `Overloaded`, `Stopped`.
     pub fn fill(&self, digest: Digest) -> Result<Fill> {
         let (chunks, receiver) = async_channel::bounded(UPLOAD_CHUNKS_MAX);
-        let (growth, growing) = watch::channel(Growth::default());
-        let request = Request::Fill { digest, chunks: receiver, growth: Arc::new(growth) };
+        let (sender, growth) = watch::channel(Growth::default());
+        let (live, pieces) = async_channel::bounded(LIVE_LEN_MAX);
+        let follower = Follower { growth: Arc::new(sender), live };
+        let request = Request::Fill { digest, chunks: receiver, follower };
         self.submit(self.owner(&digest), request)?;
+        let growing = Growing { growth, live: Arc::new(Mutex::new(Some(pieces))) };
         Ok(Fill { cores: self.clone(), chunks, growing })
     }
 }
@@ -54,7 +84,7 @@ impl Fill {
         let share = self.cores.upload_share(piece.len() as u64).await;
         let chunk = Chunk::Bytes(Pieces::new(vec![piece], share));
         if self.chunks.send(chunk).await.is_err() {
-            return self.outcome().await.and(Err(BlobError::Stopped));
+            return self.growing.outcome().await.and(Err(BlobError::Stopped));
         }
         Ok(())
     }
@@ -66,12 +96,13 @@ impl Fill {
     pub async fn finish(mut self) -> Result<()> {
         // A closed channel has its reason in the outcome.
         drop(self.chunks.send(Chunk::End).await);
-        self.outcome().await
+        self.growing.outcome().await
     }
 
-    async fn outcome(&mut self) -> Result<()> {
-        let ended = self.growing.wait_for(|growth| growth.outcome.is_some()).await;
-        let outcome = ended.ok().and_then(|growth| growth.outcome.clone());
-        outcome.unwrap_or(Err(BlobError::Stopped))
+    /// Says that the bytes are wrong, however many came: nothing is kept, and whoever reads them
+    /// learns it.
+    pub async fn refuse(self) {
+        // An owner that takes no more has found something wrong itself.
+        drop(self.chunks.send(Chunk::Wrong).await);
     }
 }

@@ -4,7 +4,7 @@
 //! `RefCell`. They meet here, without `unsafe`: nothing of a core is held across an await.
 
 use super::{
-    request::{Attached, Reply, Request, StoredAction},
+    request::{Attached, CoreCounts, InboxCounts, Reply, Request, StoredAction},
     stream::Upload,
 };
 use crate::{
@@ -81,6 +81,27 @@ impl Cores {
     #[must_use]
     pub fn shards(&self) -> u16 {
         u16::try_from(self.inboxes.len()).expect("made from a u16")
+    }
+
+    /// How the inbox of a core is, without asking it; `None` where there is no such core.
+    #[must_use]
+    pub fn inbox(&self, core: u16) -> Option<InboxCounts> {
+        let (inbox, losses) =
+            (self.inboxes.get(usize::from(core))?, &self.losses[usize::from(core)]);
+        let len_max = inbox.capacity().unwrap_or(usize::MAX);
+        Some(InboxCounts { len: inbox.len(), len_max, losses: losses.load(Ordering::Relaxed) })
+    }
+
+    /// What a core does and holds. A core that is too busy answers late: the caller brings the
+    /// patience.
+    ///
+    /// # Errors
+    /// `Overloaded`, `Stopped`.
+    ///
+    /// # Panics
+    /// Where there is no such core.
+    pub async fn counts(&self, core: u16) -> Result<CoreCounts> {
+        self.ask(ShardId(core), |reply| Request::Count { reply }).await
     }
 
     /// What a small blob holds, or where a large one lies.

@@ -7,6 +7,7 @@
 //! - nothing is spawned; requests and uploads in service are bounded.
 
 mod fill;
+mod follow;
 mod handle;
 pub mod placement;
 mod pump;
@@ -18,7 +19,7 @@ pub(crate) use self::handle::LossCounter;
 pub use self::{
     fill::{Fill, Growing},
     handle::Cores,
-    request::StoredAction,
+    request::{CoreCounts, InboxCounts, StoredAction},
     start::{CoreContext, Front, RunningCores, StartError, WaitingCores, prepare, start},
     stream::{BlobReader, Upload},
 };

@@ -4,12 +4,12 @@
 
 use super::{
     handle::Inbox,
-    request::{Attached, GrowthSender, Reply, Request, UploadName},
+    request::{Attached, CoreCounts, Reply, Request, UploadName},
 };
 use crate::{
     blob::{
-        BlobError, BlobStore, Body, Result, Source,
-        source::{Chunk, Chunks},
+        BlobError, BlobStore, Body, Growth, Result, Source,
+        source::{Chunk, Chunks, Follower},
     },
     digest::Digest,
     env::Env,
@@ -88,12 +88,17 @@ impl<S: BlobStore> Pump<S> {
                         uploads.push(Box::pin(upload));
                     }
                 }
-                Turn::Received(Request::Fill { digest, chunks, growth }) => {
+                Turn::Received(Request::Fill { digest, chunks, follower }) => {
                     if uploads.len() < self.limits.uploads_max {
-                        uploads.push(Box::pin(self.fill(digest, chunks, growth)));
+                        uploads.push(Box::pin(self.fill(digest, chunks, follower)));
                     } else {
-                        ended(&growth, Err(BlobError::Overloaded));
+                        ended(&follower.growth, Err(BlobError::Overloaded));
                     }
+                }
+                Turn::Received(Request::Count { reply }) => {
+                    let holdings = self.shard.holdings();
+                    let (in_flight, uploads) = (in_flight.len(), uploads.len());
+                    let _ = reply.send(CoreCounts { in_flight, uploads, holdings });
                 }
                 Turn::Received(request) => in_flight.push(self.serve(request)),
             }
@@ -210,11 +215,12 @@ impl<S: BlobStore> Pump<S> {
         &self,
         digest: Digest,
         chunks: async_channel::Receiver<Chunk>,
-        growth: GrowthSender,
+        follower: Follower,
     ) {
+        let growth = follower.growth.clone();
         let idle = self.limits.upload_idle;
         let source = Chunks::new(digest, chunks, self.env.alarms.clone(), idle);
-        let source = source.followed(growth.clone());
+        let source = source.followed(follower);
         ended(&growth, self.store.put(digest, Source::Chunks(source)).await);
     }
 
@@ -255,7 +261,7 @@ impl<S: BlobStore> Pump<S> {
     }
 }
 
-fn ended(growth: &GrowthSender, outcome: Result<()>) {
+fn ended(growth: &watch::Sender<Growth>, outcome: Result<()>) {
     growth.send_modify(|growth| growth.outcome = Some(outcome));
 }
 

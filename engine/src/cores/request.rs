@@ -1,8 +1,12 @@
 //! Everything that can cross from one core to another. This enum is the whole list.
 
 use crate::{
-    blob::{Body, Growth, Home, Link, Result, source::Chunk},
+    blob::{
+        Body, Home, Link, Result,
+        source::{Chunk, Follower},
+    },
     digest::Digest,
+    shard::Holdings,
 };
 use bytes::Bytes;
 use std::{
@@ -20,9 +24,6 @@ pub(super) type UploadName = Box<[u8; 32]>;
 /// The key of an action's result: a hash over the instance and the action's digest.
 pub(super) type ActionKey = Box<[u8; 32]>;
 
-/// Through which the owner says how far a blob has come.
-pub(super) type GrowthSender = Arc<watch::Sender<Growth>>;
-
 /// What one may ask the owner of a digest.
 pub(super) enum Request {
     FindMissing { digests: Vec<Digest>, reply: Reply<Result<Vec<Digest>>> },
@@ -33,7 +34,7 @@ pub(super) enum Request {
     Read { digest: Digest, size_max: u64, reply: Reply<Result<Bytes>> },
     Attach { name: UploadName, digest: Digest, reply: Reply<Result<Attached>> },
     Park { name: UploadName, attached: Attached },
-    Fill { digest: Digest, chunks: async_channel::Receiver<Chunk>, growth: GrowthSender },
+    Fill { digest: Digest, chunks: async_channel::Receiver<Chunk>, follower: Follower },
     UploadStatus { name: UploadName, reply: Reply<Option<u64>> },
     Checked { digest: Digest, home: Home, good: bool },
     Link { wanted: Vec<(Digest, bool)>, reply: Reply<Result<Vec<Link>>> },
@@ -41,6 +42,7 @@ pub(super) enum Request {
     GetAction { key: ActionKey, reply: Reply<Result<Option<StoredAction>>> },
     PutAction { key: ActionKey, bytes: Bytes, reply: Reply<Result<()>> },
     CompleteAction { key: ActionKey, record: (u32, u32), generation: u64 },
+    Count { reply: Reply<CoreCounts> },
 }
 
 // A request is moved through a queue twice, and every inbox holds thousands: keep it small.
@@ -51,6 +53,28 @@ pub(super) struct Attached {
     pub(super) chunks: async_channel::Sender<Chunk>,
     pub(super) committed: Arc<AtomicU64>,
     pub(super) outcome: watch::Receiver<Option<Result<()>>>,
+}
+
+/// What a core does and holds at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoreCounts {
+    /// Requests that it serves.
+    pub in_flight: usize,
+    /// Blobs that come to it in parts.
+    pub uploads: usize,
+    /// What its shard holds.
+    pub holdings: Holdings,
+}
+
+/// How a core's inbox is at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InboxCounts {
+    /// Requests that wait in it.
+    pub len: usize,
+    /// As many may.
+    pub len_max: usize,
+    /// Blobs that its shard has lost since the start: damaged, or evicted.
+    pub losses: u64,
 }
 
 /// An encoded ActionResult as the owner keeps it.

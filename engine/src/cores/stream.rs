@@ -4,12 +4,13 @@
 
 use super::{
     fill::Growing,
+    follow::{Follow, Grown},
     handle::Cores,
     request::{Attached, UploadName},
 };
 use crate::{
     blob::{
-        BlobError, Body, Extent, Growth, Result,
+        BlobError, Body, Extent, Result,
         source::{Chunk, Pieces},
     },
     digest::{Digest, Hasher},
@@ -102,18 +103,8 @@ pub struct BlobReader {
 
 enum Rest {
     Bytes(Bytes),
-    Extent {
-        extent: Extent,
-        range: Range<u64>,
-        hasher: Option<Hasher>,
-    },
-    /// What is held keeps the blob coming.
-    Growing {
-        growing: Growing,
-        digest: Digest,
-        range: Range<u64>,
-        _held: Box<dyn Send>,
-    },
+    Extent { extent: Extent, range: Range<u64>, hasher: Option<Hasher> },
+    Growing(Follow),
 }
 
 impl BlobReader {
@@ -161,25 +152,26 @@ impl BlobReader {
         growing: Growing,
         held: Box<dyn Send>,
     ) -> Self {
-        Self { cores, env, rest: Rest::Growing { growing, digest, range, _held: held } }
+        let follow = Follow::new(growing, digest, range, held);
+        Self { cores, env, rest: Rest::Growing(follow) }
     }
 
     /// The next piece; `None` after the last.
     ///
     /// # Errors
-    /// `Disk`; `NotFound` where the blob proves to be damaged, before its last piece leaves.
+    /// `Disk`; `NotFound` where the blob proves to be damaged, before its last piece leaves;
+    /// `Below` where it breaks off on its way here.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         match &mut self.rest {
-            Rest::Growing { range, .. } if range.is_empty() => Ok(None),
-            Rest::Growing { growing, digest, range, .. } => {
-                let (digest, rest) = (*digest, range.clone());
-                let piece = next_grown(&self.env, growing, digest, range).await?;
-                if piece.is_some() {
-                    return Ok(piece);
-                }
-                let size_max = digest.size();
-                let bytes = self.cores.read(digest, size_max).await?;
-                let mut bytes = bytes.slice(cut(&rest, bytes.len()));
+            Rest::Growing(follow) => {
+                let range = match follow.next(&self.env).await? {
+                    Grown::Piece(piece) => return Ok(Some(piece)),
+                    Grown::End => return Ok(None),
+                    Grown::Kept(range) => range,
+                };
+                let digest = follow.digest();
+                let bytes = self.cores.read(digest, digest.size()).await?;
+                let mut bytes = bytes.slice(cut(&range, bytes.len()));
                 let piece = bytes.split_to(bytes.len().min(IO_BYTES));
                 self.rest = Rest::Bytes(bytes);
                 Ok(Some(piece))
@@ -204,39 +196,6 @@ impl BlobReader {
                 }
                 Ok(Some(bytes))
             }
-        }
-    }
-}
-
-/// The next piece of `range`, which is not empty, once it may leave; `None` where the blob proved
-/// to be so small that it has no file.
-async fn next_grown(
-    env: &Env,
-    growing: &mut Growing,
-    digest: Digest,
-    range: &mut Range<u64>,
-) -> Result<Option<Bytes>> {
-    loop {
-        let Growth { file, written, outcome } = growing.borrow_and_update().clone();
-        let is_whole = match outcome {
-            Some(Ok(())) => true,
-            // Whoever sent it is at fault, not who asks: there is no such blob to be had.
-            Some(Err(BlobError::Mismatch(_) | BlobError::Incomplete(_))) => {
-                return Err(BlobError::NotFound(digest));
-            }
-            Some(Err(error)) => return Err(error),
-            None => false,
-        };
-        let length = length_of(range.end - range.start);
-        let end = range.start + length as u64;
-        if is_whole || (end <= written && end < digest.size()) {
-            let Some(file) = file else { return Ok(None) };
-            let bytes = env.disk.read(&file, range.start, length).await?;
-            range.start = end;
-            return Ok(Some(bytes));
-        }
-        if growing.changed().await.is_err() {
-            return Err(BlobError::Stopped);
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{
     errand::{ERRANDS_MAX, Errand, Load, PeerCapacity},
     prepare::Prepared,
     schedule::{Away, Held, Schedule},
-    scheduler::event::RunId,
+    scheduler::{Snapshot, event::RunId},
     worker::{Job, SandboxConfig, Workshop},
 };
 use crate::{cores::Cores, digest::Digest, env::clock::Clock};
@@ -110,6 +110,9 @@ pub(super) enum Request {
     Cancel {
         name: String,
         reply: oneshot::Sender<bool>,
+    },
+    Count {
+        reply: oneshot::Sender<Snapshot>,
     },
     Tick,
     Drain {
@@ -215,6 +218,14 @@ impl Executions {
     pub async fn cancel(&self, name: &str) -> Result<(), ExecError> {
         let known = self.ask(|reply| Request::Cancel { name: name.to_owned(), reply }).await?;
         if known { Ok(()) } else { Err(ExecError::NoOperation(name.to_owned())) }
+    }
+
+    /// What waits, runs and has passed, at this moment.
+    ///
+    /// # Errors
+    /// `Overloaded`, `Draining`.
+    pub async fn counts(&self) -> Result<Snapshot, ExecError> {
+        self.ask(|reply| Request::Count { reply }).await
     }
 
     /// Says that time has passed; to be called about once a second.

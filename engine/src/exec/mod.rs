@@ -24,6 +24,7 @@ pub use self::{
     },
     message::{check_message_size, decode_message},
     prepare::{Prepared, is_plain_path, platform, prepare},
+    scheduler::{Counters as OffloadCounts, Snapshot as ScheduleCounts},
     worker::{SandboxConfig, clear_roots},
 };
 

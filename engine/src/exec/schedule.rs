@@ -144,6 +144,7 @@ impl Schedule {
                 }
                 let _ = reply.send(operation.is_some());
             }
+            Request::Count { reply } => drop(reply.send(self.scheduler.snapshot())),
             Request::Tick => self.tick(),
             Request::Drain { idle } => {
                 let before = self.scheduler.snapshot();

@@ -68,34 +68,38 @@ pub(crate) struct Config {
 
 /// Counts for metrics and for deciding when a stop is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Snapshot {
+pub struct Snapshot {
+    /// Runs that may execute at the same time.
+    pub slots: usize,
+    /// Runs that may wait for a slot.
+    pub queue_max: usize,
     /// Runs that wait for a slot.
-    pub(crate) queued: usize,
+    pub queued: usize,
     /// Slots that are taken, by runs that are being killed too.
-    pub(crate) executing: usize,
+    pub executing: usize,
     /// Runs at peers, those that are being killed too.
-    pub(crate) away: usize,
+    pub away: usize,
     /// Operations that have not ended.
-    pub(crate) operations: usize,
+    pub operations: usize,
     /// Ended operations that are remembered.
-    pub(crate) kept: usize,
+    pub kept: usize,
     /// Whether the node stops.
-    pub(crate) draining: bool,
+    pub draining: bool,
     /// What has passed between this node and its peers.
-    pub(crate) offload: Counters,
+    pub offload: Counters,
 }
 
 /// What has passed between this node and its peers since it started; these only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counters {
+pub struct Counters {
     /// Runs given to peers, each time counted.
-    pub(crate) sent: u64,
+    pub sent: u64,
     /// Runs taken back from peers that failed, drained or were gone.
-    pub(crate) taken_back: u64,
+    pub taken_back: u64,
     /// Runs for which a peer had no room.
-    pub(crate) declined: u64,
+    pub declined: u64,
     /// Operations accepted from peers.
-    pub(crate) received: u64,
+    pub received: u64,
 }
 
 /// The state machine. See the drawing above.
@@ -169,6 +173,8 @@ impl Scheduler {
     /// Counts at this moment.
     pub(crate) fn snapshot(&self) -> Snapshot {
         Snapshot {
+            slots: self.config.slots,
+            queue_max: self.config.queue_max,
             queued: self.queue.len(),
             executing: self.running.len(),
             away: self.away.len(),

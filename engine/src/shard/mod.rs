@@ -69,6 +69,17 @@ pub struct StoreConfig {
     pub durability: Durability,
 }
 
+/// What a shard holds at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Blobs.
+    pub blobs: usize,
+    /// Results of actions.
+    pub results: usize,
+    /// What the blobs and results of all shards take, in bytes.
+    pub used_bytes: u64,
+}
+
 /// One shard. Held by its core's pump, through `Rc`.
 pub struct Shard {
     env: Rc<Env>,
@@ -104,6 +115,15 @@ impl Shard {
             dirty: Cell::new(false),
             root,
         })
+    }
+
+    /// What it holds.
+    pub(crate) fn holdings(&self) -> Holdings {
+        Holdings {
+            blobs: self.index.borrow().len(),
+            results: self.actions.borrow().len(),
+            used_bytes: self.space_used(),
+        }
     }
 
     /// Seals the open segment and syncs; a start after this has nothing to scan.

@@ -56,7 +56,7 @@ impl Drop for Reservation<'_> {
 }
 
 impl Shard {
-    #[cfg(test)]
+    /// What the blobs of all shards take, in bytes.
     pub(super) fn space_used(&self) -> u64 {
         self.space.used.load(Ordering::Relaxed)
     }

@@ -36,15 +36,18 @@ impl Shard {
             }
             return self.keep_small(digest, &whole).await;
         }
+        // Before the file is made: whoever follows has the first bytes as soon as they are hashed.
+        let mut next = chunks.next().await?;
         let mut growing = self.grow(&digest).await?;
         if chunks.is_followed() {
             chunks.grown(Some(self.env.disk.reader(&growing.file).await?), 0);
         }
-        while let Some(pieces) = chunks.next().await? {
+        while let Some(pieces) = next {
             for piece in pieces.iter() {
                 growing.push(self, piece).await?;
                 chunks.grown(None, growing.written);
             }
+            next = chunks.next().await?;
         }
         self.publish(digest, growing).await
     }

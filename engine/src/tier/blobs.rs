@@ -300,18 +300,12 @@ impl Blobs {
     /// As [`Blobs::push`].
     pub async fn is_kept(&self, digest: Digest) -> Result<bool> {
         let kept = self.cores.find_missing(vec![digest]).await?.is_empty();
+        // It may not be below: an earlier write may have failed in between, or was another
+        // instance's, which promised less.
         if kept && !digest.is_empty() {
-            self.push_if_sync(digest).await?;
+            self.push(vec![digest]).await?;
         }
         Ok(kept)
-    }
-
-    /// What is here may not be below yet: an earlier write may have failed in between.
-    async fn push_if_sync(&self, digest: Digest) -> Result<()> {
-        match &self.backing {
-            Some(Backing { tier, mode: WriteMode::Sync, .. }) => tier.push(vec![digest]).await,
-            _ => Ok(()),
-        }
     }
 }
 

@@ -71,8 +71,28 @@ async fn stream(
     digest: Digest,
     phase: &watch::Sender<Phase>,
 ) -> std::result::Result<(), BelowError> {
+    let mut fill = None;
+    let received = receive(shared, digest, phase, &mut fill).await;
+    match (received, fill) {
+        (Ok(()), Some(fill)) => fill.finish().await.map_err(|error| wrong_or_own(error, digest)),
+        (Ok(()), None) => Err(BelowError::Wrong(digest)),
+        (Err(BelowError::Wrong(_)), Some(fill)) => {
+            // Those that read it already are told so, not that it may be had later.
+            fill.refuse().await;
+            Err(BelowError::Wrong(digest))
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Hands over as many bytes as the digest says.
+async fn receive(
+    shared: &Shared,
+    digest: Digest,
+    phase: &watch::Sender<Phase>,
+    fill: &mut Option<Fill>,
+) -> std::result::Result<(), BelowError> {
     let mut pieces = shared.below.read(digest, 0).await?;
-    let mut fill: Option<Fill> = None;
     let (mut received, mut resumes) = (0_u64, 0);
     while received < digest.size() {
         let piece = match pieces.next().await {
@@ -90,7 +110,7 @@ async fn stream(
         if received > digest.size() {
             return Err(BelowError::Wrong(digest));
         }
-        let fill = match &mut fill {
+        let fill = match fill {
             Some(fill) => fill,
             None => {
                 let begun = fill.insert(shared.cores.fill(digest)?);
@@ -101,13 +121,11 @@ async fn stream(
         fill.write(piece).await.map_err(|error| wrong_or_own(error, digest))?;
     }
     // Too many bytes are as wrong as too few.
-    if let Some(Ok(more)) = pieces.next().await
-        && !more.is_empty()
-    {
-        return Err(BelowError::Wrong(digest));
+    match pieces.next().await {
+        Some(Ok(more)) if !more.is_empty() => Err(BelowError::Wrong(digest)),
+        Some(Err(BelowError::Wrong(_))) => Err(BelowError::Wrong(digest)),
+        _ => Ok(()),
     }
-    let Some(fill) = fill else { return Err(BelowError::Wrong(digest)) };
-    fill.finish().await.map_err(|error| wrong_or_own(error, digest))
 }
 
 fn wrong_or_own(error: BlobError, digest: Digest) -> BelowError {
@@ -132,7 +150,7 @@ pub(super) async fn small(shared: &Shared, group: Vec<Wanted>) -> Vec<(Digest, K
                 known.push((*digest, Known::Here));
                 kept.push((*digest, bytes.clone()));
             }
-            Some(Ok(_)) => {
+            Some(Ok(_) | Err(BelowError::Wrong(_))) => {
                 wrong(shared, *digest);
                 known.push((*digest, Known::Wrong));
             }

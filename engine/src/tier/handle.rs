@@ -90,15 +90,13 @@ impl Following {
     /// Waits until the blob is kept here.
     ///
     /// # Errors
-    /// `NotFound` where what came was something else; what the store says.
+    /// `NotFound` where what came was something else; `Below` where it broke off; what the store
+    /// says.
     pub async fn whole(mut self, digest: Digest) -> Result<()> {
-        let ended = self.growing.wait_for(|growth| growth.outcome.is_some()).await;
-        match ended.ok().and_then(|growth| growth.outcome.clone()) {
-            Some(Err(BlobError::Mismatch(_) | BlobError::Incomplete(_))) => {
-                Err(BlobError::NotFound(digest))
-            }
-            Some(outcome) => outcome,
-            None => Err(BlobError::Stopped),
+        match self.growing.outcome().await {
+            Err(BlobError::Mismatch(_)) => Err(BlobError::NotFound(digest)),
+            Err(BlobError::Incomplete(_)) => Err(BlobError::broken_off()),
+            outcome => outcome,
         }
     }
 }

@@ -6,7 +6,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::tier::WriteMode;
+use engine::{
+    control::{KEYS_MAX, SEEDS_MAX},
+    tier::WriteMode,
+};
 use serde::Deserialize;
 
 use super::checked::{Checked, DAY, MILLION, SECOND, address, count, fault, period};
@@ -195,8 +198,8 @@ pub(super) fn cluster(raw: RawCluster) -> Checked<ClusterSettings> {
         let expected = format!("nothing, or at least {SECRET_CHARS_MIN} characters");
         return Err(fault("secret", expected));
     }
-    if raw.peers.len() > ENTRIES_MAX {
-        return Err(fault("peers", format!("at most {ENTRIES_MAX} of them")));
+    if raw.peers.len() > SEEDS_MAX {
+        return Err(fault("peers", format!("at most {SEEDS_MAX} of them")));
     }
     if raw.keys.len() > KEYS_MAX {
         return Err(fault("keys", format!("at most {KEYS_MAX} of them")));
@@ -213,9 +216,6 @@ pub(super) fn cluster(raw: RawCluster) -> Checked<ClusterSettings> {
         share: raw.share,
     })
 }
-
-/// Keys that may be in use at once while they are rotated.
-const KEYS_MAX: usize = 8;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

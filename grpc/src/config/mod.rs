@@ -81,8 +81,9 @@ impl Config {
     }
 
     fn checked(tree: &Value) -> Result<Self, Fault> {
-        let Raw { server, store, cpus, limits, execution, sandbox, backing, cluster, metrics, log } =
-            Raw::deserialize(tree)?;
+        let raw = Raw::deserialize(tree)?;
+        let Raw { server, store, cpus, limits, execution, sandbox, .. } = raw;
+        let Raw { backing, cluster, metrics, log, .. } = raw;
         Ok(Self {
             server: checked::server(server).map_err(|fault| fault.under("server"))?,
             store: checked::store(store).map_err(|fault| fault.under("store"))?,

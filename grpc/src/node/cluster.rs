@@ -64,7 +64,13 @@ pub(super) async fn join(joining: Joining<'_>) -> anyhow::Result<Option<Cluster>
         .map(|peer| peer.parse().with_context(|| format!("cluster.peers: {peer:?}")))
         .collect::<Result<_, _>>()?;
     let keys = settings.keys.iter().map(|key| key.parse::<Key>());
-    let keys = keys.collect::<Result<Vec<_>, _>>().context("cluster.keys")?;
+    let mut keys = keys.collect::<Result<Vec<_>, _>>().context("cluster.keys")?;
+    let secret = Secret::new(&settings.secret);
+    if keys.is_empty() {
+        // Whoever can join gossip is given actions, and what it answers is believed: what guards
+        // calls has to guard gossip too.
+        keys.extend(secret.gossip_key().map(Key::from));
+    }
     let (own, said) = watch::channel(own_state(&exec::Load::default()));
     let node_id: Arc<str> = config.execution.node_id.as_str().into();
     let cluster = ClusterConfig {
@@ -82,8 +88,9 @@ pub(super) async fn join(joining: Joining<'_>) -> anyhow::Result<Option<Cluster>
     let (peers, membership) = control::start(cluster, said).await.context("cluster")?;
     let peering = Peering::new(PeeringParts {
         node_id,
+        address: membership.address(),
         peers,
-        secret: Secret::new(&settings.secret),
+        secret,
         instance: config.server.instances.first().cloned().unwrap_or_default(),
         cores: cores.clone(),
         tier: tiers::peer_tier_config(&config.backing, limits),

@@ -2,7 +2,8 @@
 
 use crate::{
     config::{
-        Config, CpuChoice, CpuSettings, Durability, SandboxSettings, ServerConfig, StoreSettings,
+        Config, CpuChoice, CpuSettings, Durability, MetricsSettings, SandboxSettings, ServerConfig,
+        StoreSettings,
     },
     self_test::Report,
     services::{Bounds, Node},
@@ -19,7 +20,7 @@ use engine::{
     shard::{self, Layout, StoreConfig},
 };
 use sandbox::{Mount, Spawner};
-use std::{io, path::Path, sync::Arc};
+use std::{io, net::TcpListener, path::Path, sync::Arc};
 
 pub(super) fn placement_request(cpus: &CpuSettings) -> PlacementRequest {
     let list = |choice: &CpuChoice| match choice {
@@ -151,12 +152,13 @@ pub(super) fn probe_sandbox(
 }
 
 pub(super) fn node(
-    server: &ServerConfig,
+    config: &Config,
     cores: Cores,
     limits: &Arc<Limits>,
     executions: Option<Executions>,
     control: tokio::runtime::Handle,
 ) -> Node {
+    let server = &config.server;
     let bounds = Bounds {
         instances: server.instances.clone(),
         batch_bytes_max: server.batch_bytes_max,
@@ -164,6 +166,7 @@ pub(super) fn node(
         find_missing_digests_max: server.find_missing_digests_max,
     };
     Node {
+        node_id: config.execution.node_id.as_str().into(),
         cores,
         limits: limits.clone(),
         bounds: Arc::new(bounds),
@@ -173,6 +176,19 @@ pub(super) fn node(
         executions,
         control,
     }
+}
+
+/// Where numbers are asked for, if anywhere.
+pub(super) fn metrics_listener(
+    settings: MetricsSettings,
+    report: &mut Report,
+) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = settings.listen else { return Ok(None) };
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("can't listen on {address} (metrics.listen)"))?;
+    listener.set_nonblocking(true)?;
+    report.add("metrics", format!("http://{}/metrics", listener.local_addr()?));
+    Ok(Some(listener))
 }
 
 pub(super) fn serve_config(server: &ServerConfig) -> ServeConfig {

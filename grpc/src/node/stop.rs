@@ -27,7 +27,10 @@ const ENDED_AT_ONCE: i32 = 130;
 
 /// Everything that has to be told.
 pub(super) struct Stop {
+    /// Closes listeners and connections.
     pub(super) drain: watch::Sender<bool>,
+    /// Says to whoever asks that no more should be sent here.
+    pub(super) stopping: watch::Sender<bool>,
     pub(super) reporter: HealthReporter,
     pub(super) executions: Option<Executions>,
     pub(super) membership: Option<Rc<Membership>>,
@@ -54,6 +57,7 @@ impl Stop {
         for service in SERVICES.into_iter().chain([""]) {
             self.reporter.set_service_status(service, ServingStatus::NotServing).await;
         }
+        self.stopping.send_replace(true);
         if self.membership.is_none() {
             self.close();
         }

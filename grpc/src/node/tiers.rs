@@ -4,6 +4,7 @@
 use crate::{
     backing,
     config::{BackingSettings, Config, Durability},
+    metrics::WatchedTier,
     services::BackingRule,
 };
 use anyhow::Context;
@@ -102,6 +103,17 @@ impl Tiers {
     /// Where tiers are asked.
     pub(super) const fn runtime(&self) -> &runtime::Handle {
         &self.runtime
+    }
+
+    /// What of them is watched.
+    pub(super) fn watched(&self) -> Vec<WatchedTier> {
+        let watch = |open: &OpenBacking| WatchedTier {
+            name: open.guard.name().to_owned(),
+            guard: open.guard.clone(),
+            tier: open.rule.tier.clone(),
+            backlog: open.rule.backlog.clone(),
+        };
+        self.backing.iter().map(watch).collect()
     }
 
     /// Ends the thread: what is still asked is given up, what is owed stays on disk.

@@ -22,6 +22,7 @@ use engine::{
 };
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -31,6 +32,8 @@ use tonic::Status;
 pub(crate) struct PeeringParts {
     /// This node's name.
     pub(crate) node_id: Arc<str>,
+    /// Where it gossips.
+    pub(crate) address: SocketAddr,
     /// Who is there.
     pub(crate) peers: Peers,
     /// What all of them know.
@@ -65,6 +68,11 @@ impl Peering {
     /// This node's name.
     pub(crate) fn node_id(&self) -> &Arc<str> {
         &self.parts.node_id
+    }
+
+    /// Where this node gossips.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.parts.address
     }
 
     /// Who is there.

@@ -29,6 +29,12 @@ impl Secret {
         Self((!text.is_empty()).then(|| hmac::Key::new(hmac::HMAC_SHA256, text.as_bytes())))
     }
 
+    /// A key for gossip, made of the secret; `None` where there is none.
+    pub(crate) fn gossip_key(&self) -> Option<[u8; 32]> {
+        let made = hmac::sign(self.0.as_ref()?, b"ringforge gossip key v1");
+        made.as_ref().try_into().ok()
+    }
+
     /// The header by which `from` speaks to `to`.
     pub(crate) fn sign(&self, from: &str, to: &str, now: SystemTime) -> String {
         let seconds = unix_seconds(now);

@@ -5,6 +5,7 @@ pub(crate) mod action_cache;
 pub(crate) mod byte_stream;
 pub(crate) mod capabilities;
 pub(crate) mod cas;
+pub(crate) mod cluster;
 pub(crate) mod execution;
 mod messages;
 pub(crate) mod operations;
@@ -31,6 +32,8 @@ const INSTANCE_BYTES_MAX: usize = 1024;
 /// What every service stands on. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Node {
+    /// Its name.
+    pub(crate) node_id: Arc<str>,
     pub(crate) cores: Cores,
     pub(crate) limits: Arc<Limits>,
     pub(crate) bounds: Arc<Bounds>,
@@ -55,6 +58,9 @@ pub(crate) struct BackingRule {
     /// Instances that have another mode.
     pub(crate) mode_by_instance: Arc<HashMap<String, WriteMode>>,
 }
+
+/// Another node of the cluster, and the way to it.
+pub(crate) type There<'a> = (&'a Arc<Peering>, Arc<Link>);
 
 /// Bounds of the protocol's front.
 #[derive(Clone, Debug)]
@@ -122,7 +128,7 @@ impl Node {
         &self,
         operation: &str,
         headers: &HeaderMap,
-    ) -> Result<Option<(&Arc<Peering>, Arc<Link>)>, Status> {
+    ) -> Result<Option<There<'_>>, Status> {
         let Some(peering) = &self.peering else { return Ok(None) };
         let link = peering.origin(operation, headers)?;
         Ok(link.map(|link| (peering, link)))

@@ -8,7 +8,7 @@ use std::{
     net::TcpStream,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -27,6 +27,27 @@ pub(crate) struct Connections {
     queues: Arc<[async_channel::Sender<TcpStream>]>,
     counts: Arc<[CachePadded<AtomicUsize>]>,
     connections_max: usize,
+    passed: Arc<Passed>,
+}
+
+/// What came by since the start.
+#[derive(Default)]
+struct Passed {
+    accepted: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// Connections at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionCounts {
+    /// Those that are open.
+    pub(crate) open: usize,
+    /// As many may be.
+    pub(crate) open_max: usize,
+    /// Those that were given to a core since the start.
+    pub(crate) accepted: u64,
+    /// Those that were closed instead.
+    pub(crate) refused: u64,
 }
 
 impl Connections {
@@ -38,7 +59,8 @@ impl Connections {
         let (senders, receivers): (Vec<_>, Vec<_>) =
             (0..cores).map(|_| async_channel::bounded(HANDED_OVER_MAX)).unzip();
         let counts = (0..cores).map(|_| CachePadded::default()).collect();
-        (Self { queues: senders.into(), counts, connections_max }, receivers)
+        let passed = Arc::default();
+        (Self { queues: senders.into(), counts, connections_max, passed }, receivers)
     }
 
     /// Hands a connection to the least-loaded core; closes it where all are full.
@@ -48,13 +70,27 @@ impl Connections {
             return;
         };
         if loads.sum::<usize>() >= self.connections_max {
+            self.passed.refused.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(limit = self.connections_max, "connection refused: too many");
             return;
         }
         self.counts[core].fetch_add(1, Ordering::Relaxed);
         if self.queues[core].try_send(stream).is_err() {
             self.counts[core].fetch_sub(1, Ordering::Relaxed);
+            self.passed.refused.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(core, "connection refused: its core is too far behind");
+            return;
+        }
+        self.passed.accepted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there are and were.
+    pub(crate) fn counts(&self) -> ConnectionCounts {
+        ConnectionCounts {
+            open: self.open(),
+            open_max: self.connections_max,
+            accepted: self.passed.accepted.load(Ordering::Relaxed),
+            refused: self.passed.refused.load(Ordering::Relaxed),
         }
     }
 

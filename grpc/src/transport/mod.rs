@@ -6,7 +6,7 @@ mod serve;
 mod timer;
 
 pub(crate) use self::{
-    accept::{Connections, accept},
+    accept::{ConnectionCounts, Connections, accept},
     serve::{Accepted, Patience, ServeConfig, Timers, serve},
     timer::ControlTimer,
 };

@@ -1,5 +1,5 @@
-//! The schedule's way to its peers: who there is, what is given to them, how busy this node is. Must
-//! never choose a peer: the scheduler does.
+//! The schedule's way to its peers: who there is, what is given to them, how busy this node is.
+//! Must never choose a peer: the scheduler does.
 
 use super::{Cancel, Schedule};
 use crate::{

@@ -8,8 +8,8 @@ use crate::digest::HASH_BYTES;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OperationId(pub(crate) u64);
 
-/// One attempt of a worker or a peer at an action. A run that was handed back gets another one, so that
-/// what the first attempt reports late is not taken for the second.
+/// One attempt of a worker or a peer at an action. A run that was handed back gets another one, so
+/// that what the first attempt reports late is not taken for the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RunId(pub(crate) u64);
 

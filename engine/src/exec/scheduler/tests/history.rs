@@ -271,6 +271,8 @@ impl Model {
     fn check_counts(&self) {
         let executing = self.slots.len();
         let counted = Snapshot {
+            slots: self.config.slots,
+            queue_max: self.config.queue_max,
             queued: self.waiting().len(),
             executing,
             away: 0,
