@@ -88,7 +88,7 @@ impl Blob {
             let message = self.pace.wait(self.messages.message()).await?;
             let message = message.map_err(|status| self.offers.heard(below_error(&status)))?;
             let Some(ReadResponse { data }) = message else {
-                return self.finish();
+                return self.finish().await;
             };
             self.pace.moved(data.len());
             match &mut self.unpacker {
@@ -113,12 +113,16 @@ impl Blob {
         Ok(piece)
     }
 
-    /// A stream that ends early is one that broke: what relays HTTP/2 often ends it like that.
-    fn finish(&self) -> BelowResult<Option<Bytes>> {
+    /// A stream that ends early without trailers is one that broke: what relays HTTP/2 often ends
+    /// it like that. With them the server has said that this is all.
+    async fn finish(&mut self) -> BelowResult<Option<Bytes>> {
         if let Some(unpacker) = &self.unpacker {
             unpacker.finish().map_err(|error| judged(self.digest, &error))?;
         }
         if self.left > 0 {
+            if matches!(self.messages.trailers().await, Ok(Some(_))) {
+                return Err(BelowError::Wrong(self.digest));
+            }
             let why = format!("{} ended {} bytes early", self.digest, self.left);
             return Err(BelowError::Unreachable(why));
         }
