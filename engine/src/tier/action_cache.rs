@@ -113,6 +113,8 @@ pub async fn put(
             Ok(())
         }
         Some(Backing { backlog, mode: WriteMode::Async, .. }) => {
+            // Trees that are only below come here: whoever writes the result later asks no tier.
+            closure(blobs, result, bounds).await?;
             let instance = instance.to_owned();
             Ok(backlog.push(vec![Item::Action { instance, action }]).await?)
         }

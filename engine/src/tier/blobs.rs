@@ -94,6 +94,16 @@ impl Blobs {
         self
     }
 
+    /// The same, whose tiers are asked also for what they did not have a moment ago: for requests
+    /// that are refused because of it, as an execution is. What a client was told to upload it may
+    /// have uploaded elsewhere.
+    #[must_use]
+    pub fn anew(mut self) -> Self {
+        self.peers = self.peers.into_iter().map(Tier::anew).collect();
+        self.backing = self.backing.map(|one| Backing { tier: one.tier.anew(), ..one });
+        self
+    }
+
     fn sources(&self) -> impl Iterator<Item = &Tier> {
         self.peers.iter().chain(self.backing.as_ref().map(|backing| &backing.tier))
     }
@@ -283,21 +293,19 @@ impl Blobs {
     }
 
     /// Whether a writer of this blob can be told that it is kept already: here, and below where
-    /// the instance's mode promises it; or below.
+    /// the instance's mode promises it. That below alone says that it has it is not enough: it may
+    /// be wrong, and the bytes are at hand now.
     ///
     /// # Errors
     /// As [`Blobs::push`].
     pub async fn is_kept(&self, digest: Digest) -> Result<bool> {
-        if self.cores.find_missing(vec![digest]).await?.is_empty() {
-            // It may not be below: an earlier write may have failed in between, or was another
-            // instance's, which promised less.
-            if !digest.is_empty() {
-                self.push(vec![digest]).await?;
-            }
-            return Ok(true);
+        let kept = self.cores.find_missing(vec![digest]).await?.is_empty();
+        // It may not be below: an earlier write may have failed in between, or was another
+        // instance's, which promised less.
+        if kept && !digest.is_empty() {
+            self.push(vec![digest]).await?;
         }
-        let Some(backing) = &self.backing else { return Ok(false) };
-        Ok(backing.tier.find_missing(vec![digest]).await.is_ok_and(|missing| missing.is_empty()))
+        Ok(kept)
     }
 }
 

@@ -39,10 +39,14 @@ type Reply<T> = oneshot::Sender<T>;
 pub(super) enum Request {
     Fetch {
         digest: Digest,
+        /// Also where below did not have it a moment ago.
+        anew: bool,
         reply: Reply<Joined>,
     },
     FetchMany {
         digests: Vec<Digest>,
+        /// Also those that below did not have a moment ago.
+        anew: bool,
         reply: Reply<Vec<Result<Bytes>>>,
     },
     FindMissing {
@@ -104,6 +108,7 @@ pub struct Tier {
     below: Arc<dyn Below>,
     counts: Arc<TierCounts>,
     batch_bytes_max: u64,
+    anew: bool,
 }
 
 impl Tier {
@@ -117,7 +122,13 @@ impl Tier {
         let counts = Arc::new(TierCounts::default());
         let batch_bytes_max = below.batch_bytes_max();
         let serving = Serving::new(below.clone(), cores, config, counts.clone());
-        (Self { requests, below, counts, batch_bytes_max }, serving.run(inbox))
+        (Self { requests, below, counts, batch_bytes_max, anew: false }, serving.run(inbox))
+    }
+
+    /// The same, asked also for what it did not have a moment ago.
+    #[must_use]
+    pub fn anew(self) -> Self {
+        Self { anew: true, ..self }
     }
 
     /// What people call it.
@@ -143,7 +154,8 @@ impl Tier {
     /// # Errors
     /// `NotFound` where below does not have it, `Below`, `Overloaded`.
     pub async fn fetch(&self, digest: Digest) -> Result<Following> {
-        let mut joined = self.ask(|reply| Request::Fetch { digest, reply }).await?;
+        let anew = self.anew;
+        let mut joined = self.ask(|reply| Request::Fetch { digest, anew, reply }).await?;
         let begun = joined.wait_for(|phase| !matches!(phase, Phase::Opening)).await;
         let begun = begun.map(|phase| phase.clone()).map_err(|_| BlobError::Stopped)?;
         match begun {
@@ -158,7 +170,8 @@ impl Tier {
     /// # Errors
     /// `Overloaded` as a whole; `NotFound` and `Below` for each.
     pub async fn fetch_many(&self, digests: Vec<Digest>) -> Result<Vec<Result<Bytes>>> {
-        self.ask(|reply| Request::FetchMany { digests, reply }).await
+        let anew = self.anew;
+        self.ask(|reply| Request::FetchMany { digests, anew, reply }).await
     }
 
     /// Those that below does not have.

@@ -15,6 +15,7 @@ mod fetch;
 mod guard;
 mod handle;
 mod local;
+mod memory;
 mod push;
 mod serve;
 

@@ -1,5 +1,5 @@
 //! The loop that owns a tier's state: which blobs are on their way, and what is known not to be
-//! there. Must never wait for anything but its inbox and its own work.
+//! there (`memory`). Must never wait for anything but its inbox and its own work.
 
 use super::{
     Below, BelowError,
@@ -7,6 +7,7 @@ use super::{
     counts::TierCounts,
     fetch,
     handle::{Joined, LARGE_BYTES_MIN, Phase, Request},
+    memory::Memory,
     push,
 };
 use crate::{
@@ -27,12 +28,6 @@ use std::{
 };
 use tokio::sync::{oneshot, watch};
 
-/// Absent and wrong blobs remembered; beyond it all that is old is forgotten, then everything.
-const REMEMBERED_MAX: usize = 100_000;
-/// How long a blob whose bytes were wrong counts as absent below: its place there is to be
-/// written again, by whoever has it.
-const WRONG_KEPT: Duration = Duration::from_secs(600);
-
 /// What a tier is told.
 #[derive(Clone, Debug)]
 pub struct TierConfig {
@@ -48,8 +43,10 @@ pub struct TierConfig {
 pub(super) enum Ended {
     /// A fetch; its digest, and whether below proved not to have it or to have it wrong.
     Fetch(Vec<(Digest, Known)>),
-    /// A question; those that are there.
-    Found(Vec<Digest>),
+    /// A question; those that below did not give before, and says that it has.
+    Question(Vec<Digest>),
+    /// A write; those that below took.
+    Write(Vec<Digest>),
     /// Anything else.
     Other,
 }
@@ -87,7 +84,7 @@ pub(super) struct Serving {
     shared: Shared,
     config: TierConfig,
     flights: HashMap<Digest, Flight>,
-    remembered: HashMap<Digest, (Known, Duration)>,
+    memory: Memory,
     clock: Clock,
 }
 
@@ -101,13 +98,8 @@ impl Serving {
         counts: Arc<TierCounts>,
     ) -> Self {
         let shared = Shared { below, cores, counts };
-        Self {
-            shared,
-            config,
-            flights: HashMap::new(),
-            remembered: HashMap::new(),
-            clock: Clock::start(),
-        }
+        let memory = Memory::new(config.absent_kept);
+        Self { shared, config, flights: HashMap::new(), memory, clock: Clock::start() }
     }
 
     /// Serves until the inbox is closed; what is under way then is given up.
@@ -128,37 +120,32 @@ impl Serving {
     fn serve(&mut self, request: Request, jobs: &mut Jobs) {
         let shared = self.shared.clone();
         match request {
-            Request::Fetch { digest, reply } => drop(reply.send(self.fetch(digest, jobs))),
-            Request::FetchMany { digests, reply } => self.fetch_many(&digests, reply, jobs),
-            Request::FindMissing { digests, reply } => {
-                let (known, asked): (Vec<_>, Vec<_>) =
-                    digests.into_iter().partition(|digest| self.is_wrong(digest));
-                jobs.push(Box::pin(async move {
-                    let missing = push::find_missing(&shared, asked.clone()).await;
-                    let found = missing.as_ref().map(|missing| present(asked, missing));
-                    let found = found.unwrap_or_default();
-                    drop(reply.send(missing.map(|mut missing| {
-                        missing.extend(known);
-                        missing
-                    })));
-                    Ended::Found(found)
-                }));
+            Request::Fetch { digest, anew, reply } => {
+                drop(reply.send(self.fetch(digest, anew, jobs)));
             }
+            Request::FetchMany { digests, anew, reply } => {
+                self.fetch_many(&digests, anew, reply, jobs);
+            }
+            Request::FindMissing { digests, reply } => self.find_missing(digests, reply, jobs),
             Request::Push { digests, reply } => {
-                let wrong = self.forget_wrong(&digests);
+                let now = self.clock.now();
+                let is_wrong = |digest: &&Digest| self.memory.is_wrong(digest, now);
+                let wrong = digests.iter().filter(is_wrong).copied().collect();
                 jobs.push(Box::pin(async move {
-                    drop(reply.send(push::push(&shared, digests, wrong).await));
-                    Ended::Other
+                    let pushed = push::push(&shared, digests.clone(), wrong).await;
+                    let written = if pushed.is_ok() { digests } else { Vec::new() };
+                    drop(reply.send(pushed));
+                    Ended::Write(written)
                 }));
             }
-            Request::PushMany { blobs, reply } => {
+            Request::PushMany { blobs, reply } => jobs.push(Box::pin(async move {
                 let digests: Vec<_> = blobs.iter().map(|(digest, _)| *digest).collect();
-                self.forget_wrong(&digests);
-                jobs.push(Box::pin(async move {
-                    drop(reply.send(push::push_many(&shared, blobs).await));
-                    Ended::Other
-                }));
-            }
+                let pushed = push::push_many(&shared, blobs).await;
+                let taken = digests.into_iter().zip(&pushed).filter(|(_, answer)| answer.is_ok());
+                let written = taken.map(|(digest, _)| digest).collect();
+                drop(reply.send(pushed));
+                Ended::Write(written)
+            })),
             Request::GetAction { instance, action, reply } => jobs.push(Box::pin(async move {
                 let found = shared.below.get_action(&instance, action).await;
                 drop(reply.send(found.map_err(|error| shared.failed(action, error))));
@@ -174,8 +161,42 @@ impl Serving {
         }
     }
 
-    /// Joins the fetch of a blob, or begins it.
-    fn fetch(&mut self, digest: Digest, jobs: &mut Jobs) -> Joined {
+    /// Asks which blobs below lacks; those that are wrong there count as lacking.
+    fn find_missing(
+        &self,
+        digests: Vec<Digest>,
+        reply: oneshot::Sender<Result<Vec<Digest>>>,
+        jobs: &mut Jobs,
+    ) {
+        let (shared, now) = (self.shared.clone(), self.clock.now());
+        let (wrong, asked): (Vec<_>, Vec<_>) =
+            digests.into_iter().partition(|digest| self.memory.is_wrong(digest, now));
+        // What is on its way was asked for before this: its end says nothing about the answer.
+        let is_doubted = |digest: &&Digest| {
+            self.memory.was_absent(digest) && !self.flights.contains_key(*digest)
+        };
+        let mut doubted: HashSet<Digest> = asked.iter().filter(is_doubted).copied().collect();
+        jobs.push(Box::pin(async move {
+            let missing = push::find_missing(&shared, asked).await;
+            match &missing {
+                Ok(missing) => {
+                    for digest in missing {
+                        doubted.remove(digest);
+                    }
+                }
+                Err(_) => doubted.clear(),
+            }
+            drop(reply.send(missing.map(|mut missing| {
+                missing.extend(wrong);
+                missing
+            })));
+            Ended::Question(doubted.into_iter().collect())
+        }));
+    }
+
+    /// Joins the fetch of a blob, or begins it; `anew` where below is asked although it did not
+    /// have it a moment ago.
+    fn fetch(&mut self, digest: Digest, anew: bool, jobs: &mut Jobs) -> Joined {
         if let Some(Flight::Large(phase)) = self.flights.get(&digest) {
             self.shared.counts.joined.add(1);
             return phase.subscribe();
@@ -184,7 +205,7 @@ impl Serving {
             let size_max = self.config.blob_bytes_max;
             Some(BlobError::TooLarge { size: digest.size(), size_max })
         } else {
-            self.is_remembered(&digest).then_some(BlobError::NotFound(digest))
+            self.is_remembered(&digest, anew).then_some(BlobError::NotFound(digest))
         };
         if let Some(refusal) = refusal {
             return watch::channel(Phase::Failed(refusal)).1;
@@ -203,6 +224,7 @@ impl Serving {
     fn fetch_many(
         &mut self,
         digests: &[Digest],
+        anew: bool,
         reply: oneshot::Sender<Vec<Result<Bytes>>>,
         jobs: &mut Jobs,
     ) {
@@ -215,7 +237,7 @@ impl Serving {
                 answers.push((digest, answer));
                 continue;
             }
-            if self.is_remembered(&digest) || digest.size() > LARGE_BYTES_MIN {
+            if self.is_remembered(&digest, anew) || digest.size() > LARGE_BYTES_MIN {
                 let absent = watch::channel(Some(Err(BlobError::NotFound(digest)))).1;
                 answers.push((digest, absent));
                 continue;
@@ -243,81 +265,41 @@ impl Serving {
     }
 
     fn ended(&mut self, ended: Ended) {
-        let fetched = match ended {
-            Ended::Fetch(fetched) => fetched,
-            Ended::Found(found) => return self.forget_absent(&found),
-            Ended::Other => return,
+        let now = self.clock.now();
+        match ended {
+            Ended::Fetch(fetched) => {
+                for (digest, known) in fetched {
+                    self.flights.remove(&digest);
+                    match known {
+                        Known::Absent => self.memory.absent(digest, now),
+                        Known::Wrong => self.memory.wrong(digest, now),
+                        Known::Here | Known::Nothing => {}
+                    }
+                }
+            }
+            Ended::Question(claimed) => {
+                claimed.into_iter().for_each(|digest| self.memory.claimed(digest, now));
+            }
+            // Not before: what was not taken is as wrong as it was.
+            Ended::Write(written) => {
+                written.iter().for_each(|digest| self.memory.written(digest));
+            }
+            Ended::Other => {}
+        }
+    }
+
+    /// Whether a blob is not asked for: below does not have it, or does not have it right.
+    fn is_remembered(&self, digest: &Digest, anew: bool) -> bool {
+        let now = self.clock.now();
+        let known = match anew {
+            true => self.memory.is_wrong(digest, now),
+            false => self.memory.is_absent(digest, now),
         };
-        for (digest, known) in fetched {
-            self.flights.remove(&digest);
-            if known == Known::Absent || known == Known::Wrong {
-                self.remember(digest, known);
-            }
-        }
-    }
-
-    fn remember(&mut self, digest: Digest, known: Known) {
-        if self.remembered.len() >= REMEMBERED_MAX {
-            let (kept, now) = (self.config.absent_kept, self.clock.now());
-            self.remembered
-                .retain(|_, (known, at)| is_fresh(*known, now.saturating_sub(*at), kept));
-            if self.remembered.len() >= REMEMBERED_MAX {
-                self.remembered.clear();
-            }
-        }
-        self.remembered.insert(digest, (known, self.clock.now()));
-    }
-
-    /// Whether below is known not to have it, or not to have it right.
-    fn is_remembered(&self, digest: &Digest) -> bool {
-        let known = self.known(digest).is_some();
         if known {
             self.shared.counts.absent_remembered.add(1);
         }
         known
     }
-
-    fn known(&self, digest: &Digest) -> Option<Known> {
-        let &(known, at) = self.remembered.get(digest)?;
-        let age = self.clock.now().saturating_sub(at);
-        is_fresh(known, age, self.config.absent_kept).then_some(known)
-    }
-
-    fn is_wrong(&self, digest: &Digest) -> bool {
-        self.known(digest) == Some(Known::Wrong)
-    }
-
-    /// Who was told that a blob is there is not told next that it is not.
-    fn forget_absent(&mut self, found: &[Digest]) {
-        for digest in found {
-            if matches!(self.remembered.get(digest), Some((Known::Absent, _))) {
-                self.remembered.remove(digest);
-            }
-        }
-    }
-
-    /// Those of the blobs whose bytes below are wrong; they are about to be written again.
-    fn forget_wrong(&mut self, digests: &[Digest]) -> Vec<Digest> {
-        let mut wrong = Vec::new();
-        for digest in digests {
-            if self.is_wrong(digest) {
-                wrong.push(*digest);
-            }
-            self.remembered.remove(digest);
-        }
-        wrong
-    }
-}
-
-/// Those of `asked` that are not `missing`.
-fn present(asked: Vec<Digest>, missing: &[Digest]) -> Vec<Digest> {
-    let missing: HashSet<&Digest> = missing.iter().collect();
-    asked.into_iter().filter(|digest| !missing.contains(digest)).collect()
-}
-
-/// Whether what became known `age` ago still counts.
-fn is_fresh(known: Known, age: Duration, absent_kept: Duration) -> bool {
-    age < if known == Known::Wrong { WRONG_KEPT } else { absent_kept }
 }
 
 impl Shared {

@@ -171,10 +171,8 @@ impl ObjectTier {
     }
 
     async fn write_parts(&self, digest: Digest, bytes: Outgoing) -> BelowResult<()> {
-        // Here a question is cheap beside what it may save.
-        if self.has(digest).await? {
-            return Ok(());
-        }
+        // Not asked first whether it is there: whoever writes has asked, or knows that what is
+        // there has its size and is wrong.
         let key = self.keys.blob(digest);
         let parts = self.ask(self.store.put_multipart(&key)).await.map_err(nowhere)?;
         let mut upload = Upload::new(parts, self.request_timeout);

@@ -64,7 +64,8 @@ impl Execution for ExecutionService {
         let blobs = match &caller {
             Some(peer) => blobs.with_peer(peer.tier.clone()),
             None => blobs,
-        };
+        }
+        .anew();
         if !request.skip_cache_lookup
             && let Some(state) =
                 self.cached(executions, &blobs, &request.instance_name, action).await?

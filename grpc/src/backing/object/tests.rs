@@ -179,6 +179,20 @@ async fn an_object_of_another_size_is_no_blob() {
 }
 
 #[tokio::test]
+async fn a_write_goes_over_wrong_bytes_of_the_right_size() {
+    let directory = Directory::new();
+    for size in [1000, usize::try_from(PART_BYTES_MIN).unwrap() + 1] {
+        let (digest, bytes) = blob(size, 2);
+        directory.tier.write(digest, outgoing(&bytes)).await.unwrap();
+        let named = format!("{}-{size}", digest.hex());
+        let file = directory.files().into_iter().find(|file| file.ends_with(&named)).unwrap();
+        fs::write(&file, vec![0; size]).unwrap();
+        directory.tier.write(digest, outgoing(&bytes)).await.unwrap();
+        assert!(fs::read(&file).unwrap() == bytes, "{size}");
+    }
+}
+
+#[tokio::test]
 async fn a_result_that_is_not_whole_is_a_miss() {
     let directory = Directory::new();
     let (action, _) = blob(10, 1);
