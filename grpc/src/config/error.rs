@@ -166,8 +166,8 @@ fn section_of<'a>(section: &str, known: &'a Value) -> &'a Value {
     known.entry(section).map_or(known, |entry| &entry.value)
 }
 
-/// The known key that was probably meant: one that is nearly the same, or one of the same name in
-/// another section.
+/// The known key that was probably meant: one of the very same name in another section, or else
+/// one that is nearly the same.
 fn nearest(key: &str, known: &Value) -> Option<String> {
     let mut keys = Vec::new();
     for section in known.entries() {
@@ -178,6 +178,6 @@ fn nearest(key: &str, known: &Value) -> Option<String> {
     let distance = |known: &String| strsim::osa_distance(key, known);
     // A short name is another name after one or two letters.
     let bound = SUGGESTION_DISTANCE_MAX.min(last(key).len() / 2);
-    let near = keys.iter().min_by_key(|known| distance(known)).filter(|k| distance(k) <= bound);
-    near.or_else(|| keys.iter().find(|known| last(known) == last(key))).cloned()
+    let near = || keys.iter().min_by_key(|known| distance(known)).filter(|k| distance(k) <= bound);
+    keys.iter().find(|known| last(known) == last(key)).or_else(near).cloned()
 }

@@ -2,7 +2,7 @@
 //! nor pass on more bytes than its digest says.
 
 use super::{RECEIVED_BYTES_MAX, Remote, failure::below_error, offer::Offers, pace::Pace};
-use crate::backing::zstd::{BadZstd, Unpacker};
+use crate::backing::zstd::Unpacker;
 use bytes::Bytes;
 use engine::{
     digest::Digest,
@@ -45,7 +45,7 @@ impl Remote {
         let packed = offset == 0 && self.is_packed(digest).await;
         let (kind, unpacker) = if packed {
             let unpacker = Unpacker::new(digest.size());
-            ("compressed-blobs/zstd", Some(unpacker.map_err(|error| judged(digest, &error))?))
+            ("compressed-blobs/zstd", Some(unpacker.map_err(|_| BelowError::Wrong(digest))?))
         } else {
             ("blobs", None)
         };
@@ -93,7 +93,7 @@ impl Blob {
             self.pace.moved(data.len());
             match &mut self.unpacker {
                 Some(unpacker) => {
-                    unpacker.feed(data).map_err(|error| judged(self.digest, &error))?;
+                    unpacker.feed(data).map_err(|_| BelowError::Wrong(self.digest))?;
                 }
                 None if data.is_empty() => {}
                 None => return self.count(data).map(Some),
@@ -103,7 +103,7 @@ impl Blob {
 
     fn unpacked(&mut self) -> BelowResult<Option<Bytes>> {
         let Some(unpacker) = &mut self.unpacker else { return Ok(None) };
-        let piece = unpacker.next().map_err(|error| judged(self.digest, &error))?;
+        let piece = unpacker.next().map_err(|_| BelowError::Wrong(self.digest))?;
         piece.map(|piece| self.count(piece)).transpose()
     }
 
@@ -116,23 +116,14 @@ impl Blob {
     /// A stream that ends early without trailers is one that broke: what relays HTTP/2 often ends
     /// it like that. With them the server has said that this is all.
     async fn finish(&mut self) -> BelowResult<Option<Bytes>> {
-        if let Some(unpacker) = &self.unpacker {
-            unpacker.finish().map_err(|error| judged(self.digest, &error))?;
+        let is_whole = self.left == 0 && self.unpacker.as_ref().is_none_or(Unpacker::is_whole);
+        if is_whole {
+            return Ok(None);
         }
-        if self.left > 0 {
-            if matches!(self.messages.trailers().await, Ok(Some(_))) {
-                return Err(BelowError::Wrong(self.digest));
-            }
-            let why = format!("{} ended {} bytes early", self.digest, self.left);
-            return Err(BelowError::Unreachable(why));
+        if matches!(self.messages.trailers().await, Ok(Some(_))) {
+            return Err(BelowError::Wrong(self.digest));
         }
-        Ok(None)
-    }
-}
-
-fn judged(digest: Digest, error: &BadZstd) -> BelowError {
-    match error {
-        BadZstd::Format(_) | BadZstd::TooLong => BelowError::Wrong(digest),
-        BadZstd::Cut => BelowError::Unreachable(format!("{digest} ended early")),
+        let why = format!("{} ended {} bytes early", self.digest, self.left);
+        Err(BelowError::Unreachable(why))
     }
 }

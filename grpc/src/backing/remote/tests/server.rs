@@ -429,7 +429,7 @@ fn unpacked(packed: Vec<u8>, size: u64) -> Vec<u8> {
     while let Some(piece) = unpacker.next().unwrap() {
         blob.extend_from_slice(&piece);
     }
-    unpacker.finish().unwrap();
+    assert!(unpacker.is_whole());
     blob
 }
 
