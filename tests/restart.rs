@@ -5,6 +5,7 @@
 mod restart {
     pub(crate) mod crash;
     pub(crate) mod drain;
+    pub(crate) mod kill;
     pub(crate) mod process;
     pub(crate) mod refused;
     pub(crate) mod shards;

@@ -39,10 +39,42 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look at a store that no node has at the moment
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+        /// Settings, in YAML or, where the name ends in .toml, in TOML
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        /// Directory of the store, instead of store.directory
+        #[arg(long, value_name = "DIR", global = true)]
+        data: Option<String>,
+    },
     /// Look at the settings
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// What is in it, and how much of its segments is used
+    Stat {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read everything and name what is damaged; fails where something is
+    Verify,
+    /// Write a blob to a file, or to standard output
+    Get {
+        /// Which: HASH or HASH/SIZE
+        #[arg(value_name = "DIGEST")]
+        digest: String,
+        /// Where to; must not exist
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
     },
 }
 

@@ -13,11 +13,12 @@ mod resource_name;
 mod self_test;
 mod services;
 mod status;
+mod store_view;
 mod transport;
 
 use clap::Parser;
 use cli::{Cli, Command, ConfigCommand};
-use config::Config;
+use config::{Config, Flags};
 use std::process::ExitCode;
 
 /// Requests allocate many small, short-lived values: half of glibc's cost.
@@ -64,6 +65,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Cluster { address, json } => {
             cluster_view::print(&address, json)?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Store { command, config, data } => {
+            let flags = Flags { data, ..Flags::default() };
+            let config = Config::load(config.as_deref(), flags, config::environment())?;
+            store_view::run(&config, &command)
         }
         Command::Config { command: ConfigCommand::Print { config, flags } } => {
             let config = Config::load(config.as_deref(), flags, config::environment())?;

@@ -5,6 +5,8 @@ mod parts;
 mod stop;
 mod tiers;
 
+pub(crate) use parts::store_config;
+
 use self::{
     cluster::{Cluster, Joining},
     tiers::Tiers,

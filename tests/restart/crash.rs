@@ -34,6 +34,15 @@ pub(crate) fn blob(name: &str, size: usize) -> Bytes {
 
 /// Stores the result of an action that made this blob.
 pub(crate) async fn put_result(client: &Client, action: &Digest, output: &Digest) {
+    try_put_result(client, action, output).await.unwrap();
+}
+
+/// The same where the node may go away meanwhile.
+pub(crate) async fn try_put_result(
+    client: &Client,
+    action: &Digest,
+    output: &Digest,
+) -> Result<(), tonic::Status> {
     let file =
         OutputFile { path: "o".to_owned(), digest: Some(output.clone()), ..Default::default() };
     let request = UpdateActionResultRequest {
@@ -41,7 +50,7 @@ pub(crate) async fn put_result(client: &Client, action: &Digest, output: &Digest
         action_result: Some(ActionResult { output_files: vec![file], ..Default::default() }),
         ..Default::default()
     };
-    client.action_cache.clone().update_action_result(request).await.unwrap();
+    client.action_cache.clone().update_action_result(request).await.map(drop)
 }
 
 /// The digest in the result of an action.

@@ -11,7 +11,7 @@ use crate::{
     limits::Limits,
     shard::{Recovered, Shard, StoreConfig},
 };
-use futures_util::future::{LocalBoxFuture, join, select};
+use futures_util::future::{LocalBoxFuture, join, join3, select};
 use glommio::{
     ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, PoolPlacement, Shares,
 };
@@ -173,7 +173,8 @@ impl OneCore {
         let served = glommio::spawn_local_into(
             async move {
                 let store = async {
-                    let upkeep = pin!(join(pump.sync_epochs(), pump.shard.tend()));
+                    let shard = &pump.shard;
+                    let upkeep = pin!(join3(pump.sync_epochs(), shard.tend(), shard.scrub()));
                     select(pin!(pump.run(self.inbox)), upkeep).await;
                 };
                 select(pin!(join(front, store)), pin!(env.alarms.beat())).await;

@@ -8,7 +8,7 @@ use super::{
     recovery::records_of,
     segment::{self, Kind, RECORD_HEADER_BYTES, Record, RecordEntry},
     segments::SegmentFile,
-    survey::Cutoff,
+    survey::{Ages, Cutoff},
 };
 use crate::{
     blob::{BlobError, Home, Result},
@@ -67,7 +67,10 @@ impl Shard {
                 self.shadow(&emptied);
                 return Err(std::io::Error::other("the copies could not be synced").into());
             }
-            chosen = self.late_choice(&emptied);
+            chosen = self.let_blobs_go(&emptied).await;
+            if chosen.is_empty() {
+                chosen = self.late_results(&emptied);
+            }
             if chosen.is_empty() {
                 return self.drop_segment(&emptied).await;
             }
@@ -78,29 +81,48 @@ impl Shard {
 
     /// What may not go, and of the rest what was used last, up to half of the segment.
     async fn first_choice(&self, emptied: &Emptied<'_>) -> Vec<RecordEntry> {
-        let mut live = Vec::new();
+        let (mut live, mut ages, mut all) = (Vec::new(), Ages::new(), 0);
         for records in emptied.records.chunks(CARRIED_MAX) {
-            live.extend(records.iter().filter_map(|record| self.live(emptied, record)));
+            for record in records {
+                let bytes = segment::record_bytes(record.length);
+                all += bytes;
+                let Some(one) = self.live(emptied, record) else { continue };
+                if one.stays || one.wanted {
+                    // What stays comes before the youngest.
+                    ages.add(if one.stays { 0 } else { one.age }, bytes);
+                    live.push(one);
+                }
+            }
             yield_now().await;
         }
-        let all: u64 = emptied.records.iter().map(|r| segment::record_bytes(r.length)).sum();
-        live.retain(|live| live.stays || live.wanted);
-        live.sort_unstable_by_key(|live| (!live.stays, live.age));
-        let mut room = all / 2;
-        live.retain(|live| {
-            let bytes = segment::record_bytes(live.record.length);
-            let fits = live.stays || bytes <= room;
-            room = room.saturating_sub(if fits { bytes } else { 0 });
-            fits
-        });
+        let fits = ages.youngest(all / 2);
+        live.retain(|live| live.stays || fits(live.age));
         live.into_iter().map(|live| live.record).collect()
     }
 
-    /// What was promised or used while the others were copied.
-    fn late_choice(&self, emptied: &Emptied<'_>) -> Vec<RecordEntry> {
-        let late =
-            |record: &&RecordEntry| self.live(emptied, record).is_some_and(|live| live.stays);
-        emptied.records.iter().filter(late).copied().collect()
+    /// Takes from the index, a part at a time, the blobs that are to go with the segment; those
+    /// that were promised or used meanwhile are still to be copied.
+    async fn let_blobs_go(&self, emptied: &Emptied<'_>) -> Vec<RecordEntry> {
+        let mut late = Vec::new();
+        for records in emptied.records.chunks(CARRIED_MAX) {
+            for record in records.iter().filter(|record| record.kind == Kind::Blob) {
+                match self.live(emptied, record) {
+                    Some(live) if live.stays => late.push(*record),
+                    Some(_) => self.let_go(&digest_of(record), Home::Segment),
+                    None => {}
+                }
+            }
+            yield_now().await;
+        }
+        late
+    }
+
+    /// The results that may not go with the segment and are not copied yet.
+    fn late_results(&self, emptied: &Emptied<'_>) -> Vec<RecordEntry> {
+        let stays = |record: &&RecordEntry| {
+            record.kind == Kind::Action && self.live(emptied, record).is_some_and(|live| live.stays)
+        };
+        emptied.records.iter().filter(stays).copied().collect()
     }
 
     /// What a record is to its blob or action; `None` where that is elsewhere by now, or gone.
@@ -206,17 +228,14 @@ impl Shard {
         }
     }
 
-    /// Lets an emptied segment go, with what is still in it.
+    /// Lets an emptied segment go, with the results that are still in it. All at once: a result that
+    /// is forgotten while its record stays would be taken for the last one by a start.
     async fn drop_segment(&self, emptied: &Emptied<'_>) -> Result<()> {
         let Some((bytes, path)) = self.segments.held.release(emptied.id) else { return Ok(()) };
-        for record in &emptied.records {
-            let Some(live) = self.live(emptied, record) else { continue };
-            match live.record.kind {
-                Kind::Blob => self.let_go(&digest_of(record), Home::Segment),
-                Kind::Action => {
-                    self.actions.borrow_mut().remove(&record.hash);
-                    self.count(|evictions| evictions.results += 1);
-                }
+        for record in emptied.records.iter().filter(|record| record.kind == Kind::Action) {
+            if self.live(emptied, record).is_some() {
+                self.actions.borrow_mut().remove(&record.hash);
+                self.count(|evictions| evictions.results += 1);
             }
         }
         if emptied.shared {

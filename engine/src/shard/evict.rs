@@ -17,6 +17,9 @@ use std::{collections::HashMap, pin::pin, time::Duration};
 
 /// How often a shard looks whether it has too much.
 const TICK: Duration = Duration::from_millis(100);
+/// After a round that could not free what it should, the next one waits at least as long: leases
+/// have to end first. Twenty times what the round took, so that it costs a twentieth of the core.
+const FRUITLESS_PAUSE: Duration = Duration::from_secs(1);
 /// Blobs whose files are removed in one step.
 const REMOVALS_MAX: usize = 64;
 
@@ -52,9 +55,14 @@ impl Shard {
             if bytes == 0 && files == 0 {
                 continue;
             }
+            let began = self.env.clock.now();
             let room_was_made = self.evict().await;
             self.space.tended(room_was_made);
-            if !room_was_made {
+            let (bytes, files, in_any_case) = self.space.excess();
+            if in_any_case == 0 && (bytes > 0 || files > 0) {
+                let took = self.env.clock.now().saturating_sub(began);
+                self.env.alarms.sleep((took * 20).max(FRUITLESS_PAUSE)).await;
+            } else if !room_was_made {
                 self.env.alarms.sleep(TICK).await;
             }
         }

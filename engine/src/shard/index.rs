@@ -126,6 +126,11 @@ impl Entry {
         self.homes & home.bit() != 0
     }
 
+    /// How many homes it has.
+    pub(super) fn homes(&self) -> u32 {
+        self.homes.count_ones()
+    }
+
     pub(super) fn is_verified(&self, home: Home) -> bool {
         self.verified & home.bit() != 0
     }

@@ -54,6 +54,12 @@ impl Layout {
         self.root.join("backlog")
     }
 
+    /// Whether there is a store, of whichever format.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.root.join("FORMAT").exists()
+    }
+
     /// Takes the store for this process, formatting it where it is empty.
     ///
     /// # Errors

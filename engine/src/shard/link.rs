@@ -3,7 +3,7 @@
 
 use super::{
     Shard,
-    index::Entry,
+    index::{Entry, on_disk},
     layout::{MODE_EXECUTABLE, MODE_PLAIN},
 };
 use crate::{
@@ -44,7 +44,7 @@ impl Shard {
                 }
             }
             let entry = self.touch(&digest)?;
-            let _share = self.reserve(digest.size()).await?;
+            let _share = self.reserve(on_disk(digest.size())).await?;
             let mode = if executable { MODE_EXECUTABLE } else { MODE_PLAIN };
             match entry.place() {
                 Some(place) => {

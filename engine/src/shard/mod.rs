@@ -13,9 +13,11 @@ mod layout;
 mod link;
 mod names;
 mod recovery;
+mod scrub;
 mod segment;
 mod segments;
 mod space;
+mod stopped;
 mod survey;
 mod upload;
 mod usage;
@@ -24,6 +26,8 @@ pub use self::{
     evict::Evictions,
     layout::{Layout, StoreLock},
     recovery::{Recovered, recover},
+    scrub::Scrubbed,
+    stopped::{Stat, Stopped, TENTHS, Verified},
     usage::{Allowance, Usage},
 };
 
@@ -77,6 +81,8 @@ pub struct StoreConfig {
     pub lease: Duration,
     /// When a blob counts as kept.
     pub durability: Durability,
+    /// What all shards together read again in search of damage, in a second; 0 = nothing.
+    pub scrub_bytes_per_second: u64,
 }
 
 /// What a shard holds at one moment.
@@ -92,6 +98,8 @@ pub struct Holdings {
     pub segments: usize,
     /// What was let go since the start.
     pub evictions: Evictions,
+    /// What was read again since the start.
+    pub scrubbed: Scrubbed,
 }
 
 /// One shard. Held by its core's pump, through `Rc`.
@@ -105,6 +113,7 @@ pub struct Shard {
     space: Rc<Space>,
     names: Names,
     evictions: Cell<Evictions>,
+    scrubbed: Cell<Scrubbed>,
     dirty: Cell<bool>,
     /// One at a time.
     syncing: Semaphore,
@@ -135,6 +144,7 @@ impl Shard {
             space,
             names: Names::default(),
             evictions: Cell::default(),
+            scrubbed: Cell::default(),
             dirty: Cell::new(false),
             syncing: Semaphore::new(1),
             failed_syncs: Cell::new(0),
@@ -156,6 +166,7 @@ impl Shard {
             used_bytes: self.space_used(),
             segments: self.segments.held.len(),
             evictions: self.evictions.get(),
+            scrubbed: self.scrubbed.get(),
         }
     }
 
@@ -200,7 +211,7 @@ impl Shard {
         if self.touch(&digest).is_ok_and(|entry| entry.has(home) && entry.is_verified(home)) {
             return Ok(());
         }
-        let _share = self.reserve(digest.size()).await?;
+        let _share = self.reserve(on_disk(digest.size())).await?;
         let _naming = self.names.naming(digest).await;
         let path = self.config.layout.blob(&digest, executable);
         let directory = self.config.layout.prefix(digest.hash()[0]);
@@ -239,7 +250,7 @@ impl Shard {
 
     /// Stores a result, over any other of the same key.
     pub(crate) async fn put_action(&self, key: &[u8; HASH_BYTES], bytes: &[u8]) -> Result<()> {
-        let _share = self.reserve(bytes.len() as u64).await?;
+        let _share = self.reserve(segment::reserved_bytes(bytes.len() as u64)).await?;
         let function = DigestFunction::Sha256;
         let record = Record { kind: Kind::Action, function, hash: key, payload: bytes };
         let appended = self.segments.append(record).await?;

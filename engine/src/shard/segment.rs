@@ -32,6 +32,11 @@ pub(super) fn record_bytes(length: u64) -> u64 {
     (RECORD_HEADER_BYTES as u64 + length).next_multiple_of(8)
 }
 
+/// Bytes that such a record may make a segment longer by, its place in the footer included.
+pub(super) fn reserved_bytes(length: u64) -> u64 {
+    record_bytes(length) + ENTRY_BYTES as u64
+}
+
 /// What makes a segment's checksums its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Nonce([u8; 8]);

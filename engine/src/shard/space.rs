@@ -77,6 +77,11 @@ impl Space {
         self.usage.sub_files(self.shard, 1);
     }
 
+    /// How many shards share the store.
+    pub(super) fn shards(&self) -> u64 {
+        self.usage.shards() as u64
+    }
+
     /// Ends when something may have to go.
     pub(super) async fn pressed(&self) {
         self.usage.pressed(self.shard).await;

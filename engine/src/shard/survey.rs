@@ -19,6 +19,26 @@ pub(super) struct Survey {
 
 struct Tally(Box<[u64; AGES]>);
 
+/// How much of a segment is how old.
+pub(super) struct Ages(Tally);
+
+impl Ages {
+    pub(super) fn new() -> Self {
+        Self(Tally::new())
+    }
+
+    /// Counts a record.
+    pub(super) fn add(&mut self, age: u32, bytes: u64) {
+        self.0.add(age, bytes);
+    }
+
+    /// The records that are younger than all others and fit into `room`.
+    pub(super) fn youngest(&self, room: u64) -> impl Fn(u32) -> bool + use<> {
+        let end = self.0.youngest(room);
+        move |age| step(age) < end
+    }
+}
+
 /// From where on things go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cutoff {
@@ -60,6 +80,18 @@ impl Tally {
                 return at;
             }
             found += weight;
+        }
+        AGES
+    }
+
+    /// The step below which all fit into `room`.
+    fn youngest(&self, room: u64) -> usize {
+        let mut found = 0;
+        for (at, &weight) in self.0.iter().enumerate() {
+            found += weight;
+            if found > room {
+                return at;
+            }
         }
         AGES
     }
@@ -189,6 +221,25 @@ mod tests {
         let files = survey.cutoff(0, 1, 0);
         assert!(files.takes_files(&entries[1]) && !files.takes(&entries[1]));
         assert!(!files.takes_files(&entries[0]) && !files.takes_files(&entries[2]));
+    }
+
+    #[test]
+    fn the_youngest_are_those_that_fit() {
+        let mut ages = Ages::new();
+        for (age, bytes) in [(1, 10), (5, 10), (5, 10), (9, 10)] {
+            ages.add(age, bytes);
+        }
+        for (room, expect) in [
+            (0, [false; 3]),
+            (9, [false; 3]),
+            (10, [true, false, false]),
+            (29, [true, false, false]),
+            (30, [true, true, false]),
+            (40, [true; 3]),
+        ] {
+            let fits = ages.youngest(room);
+            assert_eq!([1, 5, 9].map(&fits), expect, "{room}");
+        }
     }
 
     #[test]

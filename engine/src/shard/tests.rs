@@ -26,6 +26,7 @@ pub(super) fn config(root: &Path) -> StoreConfig {
         free_bytes_min: 0,
         lease: Duration::from_secs(60),
         durability: Durability::Epoch,
+        scrub_bytes_per_second: 0,
     }
 }
 
@@ -63,7 +64,7 @@ pub(super) fn with_shards<T: Send + 'static, F: Future<Output = T>>(
 }
 
 /// Small and large blobs, and one result, put into whichever shard owns them.
-async fn fill(shards: &[Rc<Shard>]) {
+pub(super) async fn fill(shards: &[Rc<Shard>]) {
     for size in [1, 1000, 60_000, 70_000, 300_000] {
         let blob = blob_of(size);
         let digest = Digest::of(&blob);
@@ -141,7 +142,7 @@ fn a_damaged_blob_is_absent_and_can_be_put_again() {
 }
 
 /// Changes one byte of a blob, wherever below `root` it lies.
-fn flip_a_byte_of(blob: &[u8], root: &Path) {
+pub(super) fn flip_a_byte_of(blob: &[u8], root: &Path) {
     let needle = &blob[blob.len() - 200..];
     let cas = fs::read_dir(root.join("cas")).unwrap();
     let files = cas.flat_map(|prefix| fs::read_dir(prefix.unwrap().path()).unwrap());
@@ -247,6 +248,31 @@ fn a_blob_that_looks_like_the_end_of_a_segment_ends_none() {
         shards[0].put(Digest::of(&forged), Source::Bytes(forged)).await.unwrap();
     });
     with_shards(config(directory.path()), 1, true, async |shards| assert_filled(&shards).await);
+}
+
+#[test]
+fn what_is_damaged_is_found_without_being_asked_for() {
+    for size in [1000, 300_000] {
+        let directory = tempfile::tempdir().unwrap();
+        with_shards(config(directory.path()), 1, true, async |shards| fill(&shards).await);
+        let blob = blob_of(size);
+        let digest = Digest::of(&blob);
+        flip_a_byte_of(&blob, directory.path());
+        with_shards(config(directory.path()), 1, true, async move |shards| {
+            let shard = &shards[0];
+            let before = shard.index.borrow().get(&digest).unwrap().used;
+            shard.scrub_once(1 << 40).await;
+            assert_eq!(shard.holdings().scrubbed.damaged, 1);
+            assert_eq!(shard.holdings().scrubbed.bytes, 1 + 1000 + 60_000 + 70_000 + 300_000);
+            assert_eq!(shard.find_missing(vec![digest]).await.unwrap(), [digest]);
+            shard.put(digest, Source::Bytes(blob.clone())).await.unwrap();
+            shard.index.borrow_mut().get_mut(&digest).unwrap().used = before;
+            shard.scrub_once(1 << 40).await;
+            assert_eq!(shard.holdings().scrubbed.damaged, 1);
+            assert_eq!(shard.index.borrow().get(&digest).unwrap().used, before, "no use");
+            assert_eq!(shard.holdings().scrubbed.passes, 2);
+        });
+    }
 }
 
 #[test]

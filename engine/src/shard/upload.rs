@@ -3,9 +3,9 @@
 
 use super::{
     Durability, Shard,
-    index::Entry,
+    index::{Entry, on_disk},
     layout::MODE_PLAIN,
-    segment::{Kind, Record},
+    segment::{self, Kind, Record},
 };
 use crate::{
     blob::{Result, source::Chunks},
@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 impl Shard {
     /// Keeps a blob that is here whole.
     pub(super) async fn keep_bytes(&self, digest: Digest, bytes: Bytes) -> Result<()> {
-        let _share = self.reserve(digest.size()).await?;
+        let _share = self.reserve(self.cost(&digest)).await?;
         if digest.size() <= self.config.small_blob_bytes_max {
             return self.keep_small(digest, &bytes).await;
         }
@@ -28,7 +28,7 @@ impl Shard {
 
     /// Keeps a blob that comes in pieces.
     pub(super) async fn keep_chunks(&self, digest: Digest, mut chunks: Chunks) -> Result<()> {
-        let _share = self.reserve(digest.size()).await?;
+        let _share = self.reserve(self.cost(&digest)).await?;
         if digest.size() <= self.config.small_blob_bytes_max {
             let mut whole = BytesMut::new();
             while let Some(pieces) = chunks.next().await? {
@@ -50,6 +50,15 @@ impl Shard {
             next = chunks.next().await?;
         }
         self.publish(digest, growing).await
+    }
+
+    /// Bytes that keeping a blob takes on disk.
+    fn cost(&self, digest: &Digest) -> u64 {
+        if digest.size() <= self.config.small_blob_bytes_max {
+            segment::reserved_bytes(digest.size())
+        } else {
+            on_disk(digest.size())
+        }
     }
 
     async fn keep_small(&self, digest: Digest, bytes: &[u8]) -> Result<()> {

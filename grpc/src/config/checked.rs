@@ -88,6 +88,11 @@ pub(super) fn store(raw: RawStore) -> Checked<StoreSettings> {
         blob_bytes_max: blob,
         lease: period("lease", raw.lease, Duration::ZERO..=DAY)?,
         durability: raw.durability,
+        scrub_bytes_per_second: size(
+            "scrub_bytes_per_second",
+            raw.scrub_bytes_per_second,
+            0..=TIB,
+        )?,
     })
 }
 

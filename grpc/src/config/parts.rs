@@ -51,6 +51,8 @@ pub(crate) struct StoreSettings {
     pub(crate) lease: Duration,
     /// When an upload is acknowledged.
     pub(crate) durability: Durability,
+    /// Bytes that are read again in a second in search of damage; 0 = none.
+    pub(crate) scrub_bytes_per_second: u64,
 }
 
 /// When an upload is acknowledged.

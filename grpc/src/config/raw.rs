@@ -76,6 +76,7 @@ pub(super) struct RawStore {
     pub(super) blob_bytes_max: Size,
     pub(super) lease: Period,
     pub(super) durability: Durability,
+    pub(super) scrub_bytes_per_second: Size,
 }
 
 #[derive(Debug, Deserialize)]

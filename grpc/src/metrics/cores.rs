@@ -26,7 +26,7 @@ const INBOX: [Number<InboxCounts>; 3] = [
     ),
 ];
 
-const CORE: [Number<CoreCounts>; 10] = [
+const CORE: [Number<CoreCounts>; 13] = [
     (gauge("ringforge_core_in_flight", "Requests that the data core serves."), |core| {
         core.in_flight as f64
     }),
@@ -65,6 +65,18 @@ const CORE: [Number<CoreCounts>; 10] = [
             "Blobs that went although a client had been promised them: the store is too small.",
         ),
         |core| core.holdings.evictions.promises_broken as f64,
+    ),
+    (
+        counter("ringforge_store_scrubbed_bytes_total", "Bytes read again in search of damage."),
+        |core| core.holdings.scrubbed.bytes as f64,
+    ),
+    (
+        counter("ringforge_store_scrub_passes_total", "Times that all of the shard was read."),
+        |core| core.holdings.scrubbed.passes as f64,
+    ),
+    (
+        counter("ringforge_store_scrub_damaged_total", "Records and files found damaged so."),
+        |core| core.holdings.scrubbed.damaged as f64,
     ),
 ];
 

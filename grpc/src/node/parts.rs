@@ -45,7 +45,7 @@ pub(super) fn start_spawner(cpus: &[usize]) -> anyhow::Result<Spawner> {
     Spawner::start().context("the spawner of sandboxes can't be started")
 }
 
-pub(super) fn store_config(store: &StoreSettings) -> StoreConfig {
+pub(crate) fn store_config(store: &StoreSettings) -> StoreConfig {
     StoreConfig {
         layout: Layout::new(&store.directory),
         segment_bytes: store.segment_bytes,
@@ -58,6 +58,7 @@ pub(super) fn store_config(store: &StoreSettings) -> StoreConfig {
             Durability::Epoch => shard::Durability::Epoch,
             Durability::Sync => shard::Durability::Sync,
         },
+        scrub_bytes_per_second: store.scrub_bytes_per_second,
     }
 }
 
