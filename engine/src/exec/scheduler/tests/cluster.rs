@@ -402,7 +402,11 @@ impl World {
             Effect::Refuse { operation, .. } => match self.close(number, operation) {
                 Asked::Client(client) => self.retry(client),
                 Asked::Peer { origin, run, .. } => {
-                    self.send(number, origin, Message::Declined { run });
+                    let message = match self.mishap(8) {
+                        true => Message::Unreached { run },
+                        false => Message::Declined { run },
+                    };
+                    self.send(number, origin, message);
                 }
             },
             Effect::Publish { operation, stage } => {

@@ -10,6 +10,7 @@ pub(super) enum Message {
     Offer { run: RunId, action: ActionKey, priority: i32, joinable: bool },
     Cancel { run: RunId },
     Declined { run: RunId },
+    Unreached { run: RunId },
     Stage { run: RunId, stage: ExecutionStage },
     Done { run: RunId },
     Failed { run: RunId },
@@ -129,6 +130,7 @@ impl World {
             }
             Message::Stage { run, stage } => Event::Stage { run, stage },
             Message::Declined { run } => self.given_back(to, run, Event::Declined { run }),
+            Message::Unreached { run } => self.given_back(to, run, Event::Unreached { run }),
             Message::Done { run } => self.given_back(to, run, Event::Finished { run }),
             Message::Failed { run } => self.given_back(to, run, Event::Returned { run }),
         };
