@@ -138,8 +138,17 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     local.spawn_local(accept_all(listener, connections.clone(), draining));
     let (cores, executing) = (handle.clone(), executions.clone());
     let seen = connections.clone();
-    let watched =
-        Watched { cores, executions: executing, connections: seen, calls, tiers: tiers.watched() };
+    let mut watching = tiers.watched();
+    watching.extend(cluster.as_ref().and_then(Cluster::watched));
+    let peering = cluster.as_ref().map(|cluster| cluster.peering.clone());
+    let watched = Watched {
+        cores,
+        executions: executing,
+        connections: seen,
+        calls,
+        tiers: watching,
+        peering,
+    };
     local.spawn_local(metrics::serve(metrics, watched.collectors(), stopping.1));
     let membership = cluster.as_ref().map(Cluster::membership);
     let stopping = stopping.0;
@@ -162,7 +171,7 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
 /// What is around a node, for those who serve.
 fn surround(node: &mut Node, tiers: &Tiers, cluster: Option<&Cluster>) {
     node.peering = cluster.map(|cluster| cluster.peering.clone());
-    node.share = cluster.and_then(|cluster| cluster.share.clone());
+    node.share = cluster.and_then(|cluster| Some(cluster.share.as_ref()?.0.clone()));
     node.backing = tiers.backing.as_ref().map(|open| open.rule.clone());
 }
 
