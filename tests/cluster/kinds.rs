@@ -14,7 +14,7 @@ use ringforge_tests::{
     },
     is_root,
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 use tonic::Code;
 
 fn one(key: &str, value: &str) -> Settings {
@@ -99,6 +99,35 @@ async fn a_node_that_stands_still_is_done_without_until_it_goes_on() {
         succeeded(&end.unwrap());
     }
     cluster.node(2).signal("CONT");
+    cluster.until_whole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_slow_is_waited_for_and_holds_up_no_other() {
+    if !is_root("a_node_that_is_slow_is_waited_for_and_holds_up_no_other") {
+        return;
+    }
+    let cluster = Cluster::start(3, &[]);
+    let client = cluster.client(1);
+    until_spread(&client, 3).await;
+    // It works a tenth of the time: too much to be taken for dead.
+    let slow = async {
+        loop {
+            cluster.node(2).signal("STOP");
+            tokio::time::sleep(Duration::from_millis(90)).await;
+            cluster.node(2).signal("CONT");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let jobs = jobs(24);
+    let ends = tokio::select! {
+        ends = together(&client, &jobs) => ends,
+        () = slow => unreachable!("it stays slow"),
+    };
+    cluster.node(2).signal("CONT");
+    for end in ends {
+        succeeded(&end.unwrap());
+    }
     cluster.until_whole().await;
 }
 

@@ -20,6 +20,7 @@ pub mod dns;
 pub mod liar;
 pub mod netns;
 pub mod proxy;
+pub mod servers;
 
 use netns::Space;
 
