@@ -68,6 +68,14 @@ impl World {
         self.after(arrives - self.now, Happening::Arrives { from, to, link, message });
     }
 
+    /// An answer goes the way that the question came, or none: another life of the one that asked
+    /// has other runs by the same number.
+    pub(super) fn reply(&mut self, from: usize, (to, link): (usize, u64), message: Message) {
+        if self.network.link(from, to) == link {
+            self.send(from, to, message);
+        }
+    }
+
     pub(super) fn break_link(&mut self, one: usize, other: usize) {
         if one == other {
             return;
