@@ -69,6 +69,9 @@ pub(crate) fn serve(config: Config) -> anyhow::Result<ExitCode> {
         parts::probe_sandbox(&mut report, &config.sandbox, spawner, &store.layout.exec())?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Some(first) = recovered.first() {
+        runtime.spawn(parts::janitor(&store, first.usage()).run());
+    }
     let signals = {
         let _control = runtime.enter();
         stop::Signals::new()?

@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cores", &["digest", "limits", "env", "blob", "shard"]),
     ("tier", &["digest", "limits", "env", "blob", "cores"]),
     ("exec", &["digest", "limits", "env", "blob", "cores", "tier"]),
-    ("control", &["digest", "limits", "env", "blob", "cores", "tier", "exec"]),
+    ("control", &["digest", "limits", "env", "blob", "shard", "cores", "tier", "exec"]),
 ];
 
 /// Files that use a module above them, which one, and why.

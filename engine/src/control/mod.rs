@@ -2,12 +2,14 @@
 //! a request: whoever serves one reads the last snapshot.
 //!
 //! - [`membership`] gossip in, a snapshot of [`Peers`] out
+//! - [`janitor`] what the store uses in, what each shard may keep out
 //!
 //! What `memberlist` does and what is done here: it finds out who is alive (SWIM with Lifeguard)
 //! and carries packets; what nodes say of themselves, who may join, where others are found and how
 //! a partition heals is ours.
 
 mod gossip;
+pub mod janitor;
 mod list;
 mod log;
 pub mod membership;

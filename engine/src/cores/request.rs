@@ -73,7 +73,7 @@ pub struct InboxCounts {
     pub len: usize,
     /// As many may.
     pub len_max: usize,
-    /// Blobs that its shard has lost since the start: damaged, or evicted.
+    /// Blobs that its shard has lost since the start: damaged, or evicted although promised.
     pub losses: u64,
 }
 

@@ -173,8 +173,8 @@ impl OneCore {
         let served = glommio::spawn_local_into(
             async move {
                 let store = async {
-                    let epochs = pin!(pump.sync_epochs());
-                    select(pin!(pump.run(self.inbox)), epochs).await;
+                    let upkeep = pin!(join(pump.sync_epochs(), pump.shard.tend()));
+                    select(pin!(pump.run(self.inbox)), upkeep).await;
                 };
                 select(pin!(join(front, store)), pin!(env.alarms.beat())).await;
             },

@@ -6,12 +6,15 @@
 //! io_uring's own versions to worker threads anyway, and a plain write can start at a page.
 //! A core's thread must never wait for the disk here.
 
-use super::buffer::{Buffer, Buffers};
+use super::{
+    buffer::{Buffer, Buffers},
+    naming::{adopt, link_open_file, open_temporary},
+};
 use crate::limits::{IO_BYTES, WRITE_BYTES};
 use bytes::Bytes;
 use glommio::io::{BufferedFile, OpenOptions};
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps},
+    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags},
     io::{Errno, ReadWriteFlags},
 };
 use std::{
@@ -24,15 +27,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-
-/// The times of every blob's file, 2000-01-01: what an action reads of an input must not depend on
-/// when it was uploaded.
-const FILE_TIMES: Timestamps = {
-    let fixed = Timespec { tv_sec: 946_684_800, tv_nsec: 0 };
-    Timestamps { last_access: fixed, last_modification: fixed }
-};
-/// Names of extended attributes of one file (Linux, XATTR_LIST_MAX).
-const XATTR_NAMES_BYTES_MAX: usize = 64 << 10;
 
 /// The disk as seen by one core.
 pub struct Disk {
@@ -185,12 +179,7 @@ impl Disk {
     /// # Errors
     /// As linkat(2), renameat(2), fremovexattr(2).
     pub async fn adopt(&self, file: File, path: PathBuf) -> io::Result<()> {
-        blocking(move || {
-            forget_origin(&file)?;
-            rustix::fs::futimens(&file, &FILE_TIMES)?;
-            link_over(file.as_raw_fd(), &path)
-        })
-        .await
+        blocking(move || adopt(&file, &path)).await
     }
 
     /// A file to read from; opened inline where all of its path is in the kernel's cache.
@@ -217,6 +206,35 @@ impl Disk {
             other => other,
         })
         .await
+    }
+
+    /// Removes names, in one hop; those that are not there are removed already.
+    ///
+    /// # Errors
+    /// As unlink(2), the first of them; the others are removed all the same.
+    pub async fn remove_many(&self, paths: Vec<PathBuf>) -> io::Result<()> {
+        blocking(move || {
+            let mut failed = Ok(());
+            for path in paths {
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => failed = Err(error),
+                    _ => {}
+                }
+            }
+            failed
+        })
+        .await
+    }
+
+    /// What `work` finds where it may wait for the disk.
+    ///
+    /// # Errors
+    /// Its own.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        blocking(work).await
     }
 
     /// Makes the bytes of an open file survive a power failure.
@@ -344,48 +362,4 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     glommio::executor().spawn_blocking(work).await
-}
-
-/// Removes the extended attributes that an action may have set.
-fn forget_origin(file: &File) -> io::Result<()> {
-    let mut names = vec![0; XATTR_NAMES_BYTES_MAX];
-    let length = match rustix::fs::flistxattr(file, &mut names[..]) {
-        Ok(length) => length,
-        // A file system without them.
-        Err(Errno::OPNOTSUPP) => 0,
-        Err(error) => return Err(error.into()),
-    };
-    for name in names[..length].split(|&byte| byte == 0).filter(|name| name.starts_with(b"user.")) {
-        rustix::fs::fremovexattr(file, name)?;
-    }
-    Ok(())
-}
-
-fn open_temporary(directory: &Path) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    Ok(File::from(rustix::fs::open(directory, flags, Mode::from_raw_mode(0o600))?))
-}
-
-fn link_open_file(fd: i32, path: &Path, mode: u32) -> io::Result<()> {
-    let open = format!("/proc/self/fd/{fd}");
-    rustix::fs::chmod(&open, Mode::from_raw_mode(mode))?;
-    rustix::fs::utimensat(CWD, &open, &FILE_TIMES, AtFlags::empty())?;
-    link_over(fd, path)
-}
-
-fn link_over(fd: i32, path: &Path) -> io::Result<()> {
-    let open = format!("/proc/self/fd/{fd}");
-    match rustix::fs::linkat(CWD, &open, CWD, path, AtFlags::SYMLINK_FOLLOW) {
-        Err(Errno::EXIST) => {
-            let mut beside = path.as_os_str().to_owned();
-            beside.push(format!(".{fd}.over"));
-            match rustix::fs::unlink(&beside) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
-            rustix::fs::linkat(CWD, &open, CWD, &beside, AtFlags::SYMLINK_FOLLOW)?;
-            Ok(rustix::fs::rename(&beside, path)?)
-        }
-        other => Ok(other?),
-    }
 }

@@ -5,6 +5,7 @@ pub mod alarms;
 pub(crate) mod buffer;
 pub mod clock;
 pub mod disk;
+mod naming;
 
 use alarms::Alarms;
 use clock::Clock;

@@ -200,7 +200,13 @@ fn lay_out_files(
     for file in &directory.files {
         let digest = named(file.digest.as_ref(), "file")?;
         match links.get(&(digest, file.is_executable)) {
-            Some(link) => place(here, &file.name, link, file.is_executable, owner)?,
+            Some(link) => match place(here, &file.name, link, file.is_executable, owner) {
+                // Nothing else was left to evict, and so it went between the two.
+                Err(ExecError::Disk(error)) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(ExecError::Missing(vec![digest]));
+                }
+                other => other?,
+            },
             // Every action gets an empty file of its own: one inode for all would be shared by
             // whoever finds a way to write.
             None => drop(create(here, &file.name, file.is_executable)?),

@@ -4,11 +4,14 @@
 //! Invariant: a record is acknowledged only after the write (and sync) that held it succeeded.
 //! After a failed write or sync the segment is given up: nothing is appended behind the damage,
 //! and the sync is never repeated.
+//! Invariant: a segment is let go only when every record that was appended to it is entered.
 
 use super::{
     Durability, StoreConfig,
     index::Place,
     segment::{self, HEADER_BYTES, Nonce, Record, RecordEntry},
+    segments::{Held, HeldSegments, SegmentFile},
+    space::Space,
 };
 use crate::{
     blob::{BlobError, Result},
@@ -33,7 +36,8 @@ pub(super) struct Segments {
     env: Rc<Env>,
     config: StoreConfig,
     next_id: Arc<AtomicU32>,
-    readers: RefCell<HashMap<u32, Arc<File>>>,
+    space: Rc<Space>,
+    pub(super) held: HeldSegments,
     active: RefCell<Option<Active>>,
     pending: RefCell<Batch>,
     writing: Cell<bool>,
@@ -57,6 +61,18 @@ struct Batch {
     waiters: Vec<oneshot::Sender<Turn>>,
 }
 
+/// A record that is written and not entered into the index yet.
+pub(super) struct Appended<'a> {
+    pub(super) place: Place,
+    held: &'a HeldSegments,
+}
+
+impl Drop for Appended<'_> {
+    fn drop(&mut self) {
+        self.held.entered(self.place.segment);
+    }
+}
+
 /// What a waiter is told.
 enum Turn {
     /// The write before is done; write the next one.
@@ -70,13 +86,15 @@ impl Segments {
         env: Rc<Env>,
         config: StoreConfig,
         next_id: Arc<AtomicU32>,
-        readers: HashMap<u32, Arc<File>>,
+        space: Rc<Space>,
+        held: HashMap<u32, Held>,
     ) -> Self {
         Self {
             env,
             config,
             next_id,
-            readers: RefCell::new(readers),
+            space,
+            held: HeldSegments::new(held),
             active: RefCell::default(),
             pending: RefCell::default(),
             writing: Cell::new(false),
@@ -86,11 +104,12 @@ impl Segments {
 
     /// The file of a segment, to read from.
     pub(super) fn reader(&self, segment: u32) -> Option<Arc<File>> {
-        self.readers.borrow().get(&segment).cloned()
+        self.held.reader(segment)
     }
 
-    /// Appends a record and says where its payload lies.
-    pub(super) async fn append(&self, record: Record<'_>) -> Result<Place> {
+    /// Appends a record and says where its payload lies. Its segment stays as long as the caller
+    /// has not dropped that: by then the record is entered, or of no use.
+    pub(super) async fn append(&self, record: Record<'_>) -> Result<Appended<'_>> {
         let (entry, turn) = self.enqueue(record)?;
         let (segment, start) = match turn {
             None => self.lead().await?,
@@ -99,7 +118,8 @@ impl Segments {
                 Turn::Lead => self.lead().await?,
             },
         };
-        Ok(Place { segment, offset: start + entry.offset })
+        let place = Place { segment, offset: start + entry.offset };
+        Ok(Appended { place, held: &self.held })
     }
 
     /// Puts a record into the batch; nothing to wait for means that the caller is to write it.
@@ -128,7 +148,11 @@ impl Segments {
         let batch = self.pending.take();
         let written = self.write(batch.bytes, batch.entries).await;
         for waiter in batch.waiters {
-            drop(waiter.send(Turn::Written(written.clone())));
+            if waiter.send(Turn::Written(written.clone())).is_err()
+                && let Ok((segment, _)) = written
+            {
+                self.held.entered(segment);
+            }
         }
         self.hand_over();
         written
@@ -148,10 +172,11 @@ impl Segments {
     async fn write(&self, bytes: Vec<u8>, entries: Vec<RecordEntry>) -> Result<(u32, u32)> {
         let mut active = self.active_with_room(bytes.len()).await?;
         let begin = u32::try_from(active.end).expect("a segment is far below 4 GiB");
-        let length = bytes.len() as u64;
-        self.env.disk.write(&active.file, bytes, active.end).await?;
-        if self.config.durability == Durability::Sync {
-            self.env.disk.sync(&active.file).await?;
+        let (length, count) = (bytes.len() as u64, entries.len());
+        if let Err(error) = self.write_durably(&active, bytes).await {
+            // A segment with damage at its end is given up.
+            self.held.ended(active.id);
+            return Err(error.into());
         }
         active.end += length;
         active.entries.extend(entries.into_iter().map(|mut entry| {
@@ -159,9 +184,18 @@ impl Segments {
             entry
         }));
         let id = active.id;
-        // Put back only after success: a segment with damage at its end is given up.
+        self.held.grown(id, length, count);
+        self.space.add(length);
         *self.active.borrow_mut() = Some(active);
         Ok((id, begin))
+    }
+
+    async fn write_durably(&self, active: &Active, bytes: Vec<u8>) -> io::Result<()> {
+        self.env.disk.write(&active.file, bytes, active.end).await?;
+        match self.config.durability {
+            Durability::Sync => self.env.disk.sync(&active.file).await,
+            Durability::Epoch => Ok(()),
+        }
     }
 
     /// The segment to append to, taken out of its place while it is written.
@@ -191,24 +225,44 @@ impl Segments {
     async fn begin(&self, id: u32) -> io::Result<Active> {
         let file = self.env.disk.create(&self.config.layout.segment(id)).await?;
         self.env.disk.write(&file, self.nonce.header(), 0).await?;
+        self.space.add(HEADER_BYTES as u64);
         if self.config.durability == Durability::Sync {
             self.env.disk.sync_directory(self.config.layout.segments()).await?;
         }
-        let reader = self.env.disk.open(self.config.layout.segment(id)).await?;
-        self.readers.borrow_mut().insert(id, reader);
+        let path = self.config.layout.segment(id);
+        let reader = self.env.disk.open(path.clone()).await?;
+        let shared = SegmentFile::new(reader, path);
+        self.held.insert(id, Held::new(&shared, HEADER_BYTES as u64).growing());
         Ok(Active { id, file, end: HEADER_BYTES as u64, entries: Vec::new() })
     }
 
     /// Begins anew with the next record: what was written to the open segment may be lost.
     pub(super) fn give_up(&self) {
-        drop(self.active.borrow_mut().take());
+        if let Some(active) = self.active.borrow_mut().take() {
+            self.held.ended(active.id);
+        }
     }
 
     /// Writes a segment's own index behind its records.
     async fn seal(&self, full: Active) -> io::Result<()> {
+        let sealed = self.write_footer(&full).await;
+        self.held.ended(full.id);
+        sealed
+    }
+
+    async fn write_footer(&self, full: &Active) -> io::Result<()> {
         let footer = segment::footer(self.nonce, &full.entries, full.end);
+        let length = footer.len() as u64;
         self.env.disk.write(&full.file, footer, full.end).await?;
+        self.held.grown(full.id, length, 0);
+        self.space.add(length);
         self.env.disk.sync(&full.file).await
+    }
+
+    /// Seals the segment that grows, if it is not being written at the moment: the next record
+    /// begins another.
+    pub(super) async fn rotate(&self) -> io::Result<()> {
+        self.close().await
     }
 
     /// Seals what is open.

@@ -2,7 +2,10 @@
 //! proves bad is taken from the index and from the disk. Must never take a blob away on another's
 //! word, nor because a descriptor or the memory ran out.
 
-use super::{Shard, index::Place};
+use super::{
+    Shard,
+    index::{Place, on_disk},
+};
 use crate::{
     blob::{BlobError, Home, Result},
     digest::{Digest, Hasher},
@@ -115,7 +118,7 @@ impl Shard {
         }
     }
 
-    fn lose_record(&self, digest: &Digest, place: Place) {
+    pub(super) fn lose_record(&self, digest: &Digest, place: Place) {
         let is_same = |entry: &mut super::index::Entry| entry.place() == Some(place);
         if self.index.borrow_mut().get_mut(digest).is_some_and(is_same) {
             self.lose(digest, Home::Segment);
@@ -130,7 +133,7 @@ impl Shard {
         self.losses.add();
         tracing::error!(%digest, ?home, "a stored blob is damaged there");
         if home != Home::Segment {
-            self.space.sub(digest.size());
+            self.space.sub_file(on_disk(digest.size()));
         }
         if self.index.borrow_mut().lose(digest, home) {
             tracing::error!(%digest, "the blob counts as absent");

@@ -1,11 +1,20 @@
 //! Digest → place, size, last use, lease; and action key → place. In memory, one core's own.
 //! Must never touch the disk: whether a blob is here is answered from this alone.
+//!
+//! Both are cut into [`PARTS`] tables, so that neither growing one nor looking through one holds a
+//! core up for long.
 
+use super::{layout::BLOCK_BYTES, segment};
 use crate::{
     blob::Home,
     digest::{Digest, DigestFunction, HASH_BYTES},
 };
 use hashbrown::HashTable;
+
+/// Tables of one index.
+pub(super) const PARTS: usize = 256;
+/// A blob that is used again after as many seconds was not merely used by those who brought it.
+const AGAIN_SECONDS: u32 = 60;
 
 /// Where a record lies: a segment, and the position of its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +40,8 @@ pub(super) struct Entry {
     homes: u8,
     /// Homes whose bytes were hashed since the node started.
     verified: u8,
+    /// Whether it was used again, well after it came.
+    again: bool,
 }
 
 const _: () = assert!(size_of::<Entry>() <= 64);
@@ -56,7 +67,54 @@ impl Entry {
             function: digest.function(),
             homes: home.bit(),
             verified: if verified { home.bit() } else { 0 },
+            again: false,
         }
+    }
+
+    /// The same, last used at `used`.
+    pub(super) fn used_at(self, used: u32) -> Self {
+        Self { used, ..self }
+    }
+
+    pub(super) fn digest(&self) -> Digest {
+        Digest::from_parts(self.function, self.hash, self.size)
+    }
+
+    /// Notes a use at `now`, and a promise until `leased`.
+    pub(super) fn touch(&mut self, now: u32, leased: u32) {
+        self.again |= self.used != 0 && now.saturating_sub(self.used) >= AGAIN_SECONDS;
+        self.used = now;
+        self.leased = self.leased.max(leased);
+    }
+
+    /// Seconds since its last use; of one that was used again, a quarter of them: what is wanted
+    /// by several outlives what was brought once.
+    pub(super) fn age(&self, now: u32) -> u32 {
+        let age = now.saturating_sub(self.used);
+        if self.again { age / 4 } else { age }
+    }
+
+    /// Seconds for which it is still promised.
+    pub(super) fn promised(&self, now: u32) -> u32 {
+        self.leased.saturating_sub(now)
+    }
+
+    /// Its files, and the bytes that they take on disk.
+    pub(super) fn files(&self) -> (u64, u64) {
+        let files = [Home::Plain, Home::Executable].into_iter().filter(|home| self.has(*home));
+        let files = files.count() as u64;
+        (files, files * on_disk(self.size))
+    }
+
+    /// Bytes that its record takes in a segment, if it has one.
+    pub(super) fn record_bytes(&self) -> u64 {
+        if self.has(Home::Segment) { segment::record_bytes(self.size) } else { 0 }
+    }
+
+    /// Its record is copied to another place.
+    pub(super) fn moved(&mut self, place: Place) {
+        self.place = place;
+        self.set_verified(Home::Segment);
     }
 
     /// Where its record lies, if it has one.
@@ -120,35 +178,44 @@ impl Entry {
 }
 
 /// The blobs of one shard.
-#[derive(Default)]
 pub(super) struct Index {
-    table: HashTable<Entry>,
+    parts: Box<[HashTable<Entry>]>,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self { parts: (0..PARTS).map(|_| HashTable::new()).collect() }
+    }
 }
 
 impl Index {
     #[cfg(test)]
     pub(super) fn get(&self, digest: &Digest) -> Option<&Entry> {
-        self.table.find(spread(digest.hash()), |entry| is(entry, digest))
+        let table = &self.parts[part(digest.hash())];
+        table.find(spread(digest.hash()), |entry| is(entry, digest))
     }
 
     pub(super) fn get_mut(&mut self, digest: &Digest) -> Option<&mut Entry> {
-        self.table.find_mut(spread(digest.hash()), |entry| is(entry, digest))
+        let table = &mut self.parts[part(digest.hash())];
+        table.find_mut(spread(digest.hash()), |entry| is(entry, digest))
     }
 
-    /// Adds a blob; what was known of it stays known. Says whether it gained a home.
-    pub(super) fn insert(&mut self, digest: &Digest, entry: Entry) -> bool {
+    /// Adds a blob; what was known of it stays known. Says which homes it gained, as bits.
+    pub(super) fn insert(&mut self, digest: &Digest, entry: Entry) -> u8 {
         match self.get_mut(digest) {
-            Some(known) => known.merge(&entry) != 0,
+            Some(known) => known.merge(&entry),
             None => {
-                self.table.insert_unique(spread(&entry.hash), entry, |entry| spread(&entry.hash));
-                true
+                let table = &mut self.parts[part(&entry.hash)];
+                table.insert_unique(spread(&entry.hash), entry, |entry| spread(&entry.hash));
+                entry.homes
             }
         }
     }
 
-    /// Takes a home that proved bad from a blob; whether the blob is absent by that.
+    /// Takes a home from a blob; whether the blob is absent by that.
     pub(super) fn lose(&mut self, digest: &Digest, home: Home) -> bool {
-        let found = self.table.find_entry(spread(digest.hash()), |entry| is(entry, digest));
+        let table = &mut self.parts[part(digest.hash())];
+        let found = table.find_entry(spread(digest.hash()), |entry| is(entry, digest));
         let Ok(mut occupied) = found else { return false };
         let absent = occupied.get_mut().lose(home);
         if absent {
@@ -159,11 +226,16 @@ impl Index {
 
     /// Forgets of every blob that it was hashed.
     pub(super) fn doubt_all(&mut self) {
-        self.table.iter_mut().for_each(Entry::doubt);
+        self.parts.iter_mut().flat_map(HashTable::iter_mut).for_each(Entry::doubt);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.table.len()
+        self.parts.iter().map(HashTable::len).sum()
+    }
+
+    /// The blobs of one of [`PARTS`].
+    pub(super) fn part(&self, part: usize) -> impl Iterator<Item = &Entry> {
+        self.parts[part].iter()
     }
 }
 
@@ -178,6 +250,15 @@ fn spread(hash: &[u8; HASH_BYTES]) -> u64 {
     u64::from_le_bytes(hash[8..16].try_into().expect("eight bytes"))
 }
 
+fn part(hash: &[u8; HASH_BYTES]) -> usize {
+    usize::from(hash[16]) % PARTS
+}
+
+/// Bytes that a file of `size` takes on disk.
+pub(super) fn on_disk(size: u64) -> u64 {
+    size.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(u64::MAX)
+}
+
 /// Where one action's result lies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ActionEntry {
@@ -186,37 +267,96 @@ pub(super) struct ActionEntry {
     pub(super) length: u32,
     /// The loss generation at which all its blobs were seen present; 0 = never.
     pub(super) complete_at: u64,
+    /// The second until which all its blobs are promised for a whole lease.
+    pub(super) complete_until: u32,
+    /// Seconds of the core's clock.
+    pub(super) used: u32,
+    /// Where older results of this key lie. As long as one of them is left, a start would take it
+    /// for the last one if this one were dropped.
+    pub(super) shadow: Shadow,
+}
+
+/// Segments that hold what was overwritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shadow {
+    /// None does.
+    None,
+    /// This one.
+    In(u32),
+    /// Several, from this one on.
+    Since(u32),
+}
+
+impl Shadow {
+    /// With a further segment.
+    pub(super) fn and(self, segment: u32) -> Self {
+        match self {
+            Self::None => Self::In(segment),
+            Self::In(same) if same == segment => self,
+            Self::In(first) | Self::Since(first) => Self::Since(first.min(segment)),
+        }
+    }
+}
+
+const _: () = assert!(size_of::<ActionEntry>() <= 72);
+
+impl ActionEntry {
+    /// A result that was just written there.
+    pub(super) fn new(key: [u8; HASH_BYTES], place: Place, length: u32, used: u32) -> Self {
+        let (complete_at, complete_until) = (0, 0);
+        Self { key, place, length, complete_at, complete_until, used, shadow: Shadow::None }
+    }
+
+    /// Bytes that its record takes in a segment.
+    pub(super) fn record_bytes(&self) -> u64 {
+        segment::record_bytes(u64::from(self.length))
+    }
 }
 
 /// The results of one shard.
-#[derive(Default)]
 pub(super) struct ActionIndex {
-    table: HashTable<ActionEntry>,
+    parts: Box<[HashTable<ActionEntry>]>,
+}
+
+impl Default for ActionIndex {
+    fn default() -> Self {
+        Self { parts: (0..PARTS).map(|_| HashTable::new()).collect() }
+    }
 }
 
 impl ActionIndex {
     pub(super) fn get_mut(&mut self, key: &[u8; HASH_BYTES]) -> Option<&mut ActionEntry> {
-        self.table.find_mut(spread(key), |entry| entry.key == *key)
+        self.parts[part(key)].find_mut(spread(key), |entry| entry.key == *key)
     }
 
-    /// Adds a result, over any other of the same key.
-    pub(super) fn insert(&mut self, entry: ActionEntry) {
-        match self.get_mut(&entry.key) {
-            Some(known) => *known = entry,
-            None => {
-                self.table.insert_unique(spread(&entry.key), entry, |entry| spread(&entry.key));
-            }
+    /// Adds a result, over any other of the same key; says in which segment that one lies.
+    pub(super) fn insert(&mut self, mut entry: ActionEntry) -> Option<u32> {
+        if let Some(known) = self.get_mut(&entry.key) {
+            let over = known.place.segment;
+            entry.shadow = known.shadow.and(over);
+            *known = entry;
+            return Some(over);
         }
+        let table = &mut self.parts[part(&entry.key)];
+        table.insert_unique(spread(&entry.key), entry, |entry| spread(&entry.key));
+        None
     }
 
     pub(super) fn remove(&mut self, key: &[u8; HASH_BYTES]) {
-        if let Ok(occupied) = self.table.find_entry(spread(key), |entry| entry.key == *key) {
+        if let Ok(occupied) =
+            self.parts[part(key)].find_entry(spread(key), |entry| entry.key == *key)
+        {
             occupied.remove();
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.table.len()
+        self.parts.iter().map(HashTable::len).sum()
+    }
+
+    /// The results of one of [`PARTS`].
+    pub(super) fn part(&self, part: usize) -> impl Iterator<Item = &ActionEntry> {
+        self.parts[part].iter()
     }
 }
 
@@ -246,7 +386,7 @@ mod tests {
         assert!(entry.is_verified(Home::Executable) && !entry.is_verified(Home::Segment));
         assert_eq!(entry.best_home(), Home::Executable);
         let better = Place { segment: 2, offset: 64 };
-        assert!(!index.insert(&digest, Entry::in_segment(&digest, better, true)));
+        assert_eq!(index.insert(&digest, Entry::in_segment(&digest, better, true)), 0);
         let entry = index.get(&digest).unwrap();
         assert!(entry.is_verified(Home::Segment));
         assert_eq!(entry.place(), Some(better));

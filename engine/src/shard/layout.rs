@@ -22,6 +22,8 @@ use std::{
 
 /// What FORMAT says.
 const FORMAT: &str = "ringforge store 2\n";
+/// What a file's size is rounded up to on disk.
+pub(super) const BLOCK_BYTES: u64 = 4096;
 /// Mode of a blob's file.
 pub(super) const MODE_PLAIN: u32 = 0o444;
 /// Mode of its executable twin.

@@ -44,7 +44,7 @@ impl Shard {
                 }
             }
             let entry = self.touch(&digest)?;
-            let _share = self.reserve(digest.size())?;
+            let _share = self.reserve(digest.size()).await?;
             let mode = if executable { MODE_EXECUTABLE } else { MODE_PLAIN };
             match entry.place() {
                 Some(place) => {
@@ -59,6 +59,7 @@ impl Shard {
                     if !entry.is_verified(twin) {
                         self.verify_file(&digest, twin).await?;
                     }
+                    let _naming = self.names.naming(digest).await;
                     let twin = self.config.layout.blob(&digest, !executable);
                     self.env.disk.copy(twin, path, mode).await?;
                     self.enter_file(&digest, executable);
@@ -76,6 +77,10 @@ impl Shard {
         if promotions.blobs.is_empty() {
             return Ok(());
         }
+        let mut naming = Vec::with_capacity(promotions.entered.len());
+        for (digest, _) in &promotions.entered {
+            naming.push(self.names.naming(*digest).await);
+        }
         self.env.disk.publish_many(promotions.blobs).await?;
         for (digest, executable) in promotions.entered {
             self.enter_file(&digest, executable);
@@ -85,6 +90,6 @@ impl Shard {
 
     fn enter_file(&self, digest: &Digest, executable: bool) {
         // It was made from bytes that were checked.
-        self.enter(digest, Entry::in_file(digest, executable, true), digest.size());
+        self.enter(digest, Entry::in_file(digest, executable, true));
     }
 }

@@ -5,23 +5,32 @@
 //! Nothing here is locked, because nothing is shared; no borrow crosses an await.
 
 mod append;
+mod carry;
 mod doubt;
+mod evict;
 mod index;
 mod layout;
 mod link;
+mod names;
 mod recovery;
 mod segment;
+mod segments;
 mod space;
+mod survey;
 mod upload;
+mod usage;
 
 pub use self::{
+    evict::Evictions,
     layout::{Layout, StoreLock},
     recovery::{Recovered, recover},
+    usage::{Allowance, Usage},
 };
 
 use self::{
     append::Segments,
-    index::{ActionEntry, ActionIndex, Entry, Index},
+    index::{ActionEntry, ActionIndex, Entry, Index, on_disk},
+    names::Names,
     segment::{Kind, RECORD_HEADER_BYTES, Record},
     space::Space,
 };
@@ -37,6 +46,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
+use tokio::sync::Semaphore;
 
 /// When a blob counts as kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +88,10 @@ pub struct Holdings {
     pub results: usize,
     /// What the blobs and results of all shards take, in bytes.
     pub used_bytes: u64,
+    /// Segments that it reads from.
+    pub segments: usize,
+    /// What was let go since the start.
+    pub evictions: Evictions,
 }
 
 /// One shard. Held by its core's pump, through `Rc`.
@@ -88,8 +102,13 @@ pub struct Shard {
     actions: RefCell<ActionIndex>,
     segments: Segments,
     losses: LossCounter,
-    space: Space,
+    space: Rc<Space>,
+    names: Names,
+    evictions: Cell<Evictions>,
     dirty: Cell<bool>,
+    /// One at a time.
+    syncing: Semaphore,
+    failed_syncs: Cell<u64>,
     /// Held open since the start: a sync reports the failures since its file was opened.
     root: File,
 }
@@ -102,8 +121,10 @@ impl Shard {
         recovered: Recovered,
         losses: LossCounter,
     ) -> Rc<Self> {
-        let Recovered { index, actions, readers, next_segment, used_bytes, root } = recovered;
-        let segments = Segments::new(env.clone(), config.clone(), next_segment, readers);
+        let Recovered { index, actions, held, next_segment, usage, shard, root } = recovered;
+        let space = Rc::new(Space::new(usage, shard));
+        let segments =
+            Segments::new(env.clone(), config.clone(), next_segment, space.clone(), held);
         Rc::new(Self {
             env,
             config,
@@ -111,10 +132,20 @@ impl Shard {
             actions: RefCell::new(actions),
             segments,
             losses,
-            space: Space::new(used_bytes),
+            space,
+            names: Names::default(),
+            evictions: Cell::default(),
             dirty: Cell::new(false),
+            syncing: Semaphore::new(1),
+            failed_syncs: Cell::new(0),
             root,
         })
+    }
+
+    /// What all shards use and may keep.
+    #[cfg(test)]
+    fn usage(&self) -> Usage {
+        self.space.usage()
     }
 
     /// What it holds.
@@ -123,6 +154,8 @@ impl Shard {
             blobs: self.index.borrow().len(),
             results: self.actions.borrow().len(),
             used_bytes: self.space_used(),
+            segments: self.segments.held.len(),
+            evictions: self.evictions.get(),
         }
     }
 
@@ -134,10 +167,16 @@ impl Shard {
         }
     }
 
-    /// Makes what was acknowledged survive a power failure, if anything was.
-    pub(crate) async fn sync_epoch(&self) {
-        if self.config.durability == Durability::Sync || !self.dirty.replace(false) {
-            return;
+    /// Makes what was acknowledged survive a power failure, if anything was. Says whether it does.
+    pub(crate) async fn sync_epoch(&self) -> bool {
+        if self.config.durability == Durability::Sync {
+            return true;
+        }
+        // One after the other: a failure is told to one of those who sync, and the next one has to
+        // know of it.
+        let _turn = self.syncing.acquire().await;
+        if !self.dirty.replace(false) {
+            return true;
         }
         let synced = match self.root.try_clone() {
             Ok(root) => self.env.disk.sync_all(root).await,
@@ -149,7 +188,10 @@ impl Shard {
             tracing::error!(%error, "an epoch could not be synced: nothing is trusted unread");
             self.index.borrow_mut().doubt_all();
             self.segments.give_up();
+            self.failed_syncs.set(self.failed_syncs.get() + 1);
+            return false;
         }
+        true
     }
 
     /// Makes a sealed output file this blob, by a link.
@@ -158,7 +200,8 @@ impl Shard {
         if self.touch(&digest).is_ok_and(|entry| entry.has(home) && entry.is_verified(home)) {
             return Ok(());
         }
-        let _share = self.reserve(digest.size())?;
+        let _share = self.reserve(digest.size()).await?;
+        let _naming = self.names.naming(digest).await;
         let path = self.config.layout.blob(&digest, executable);
         let directory = self.config.layout.prefix(digest.hash()[0]);
         if self.config.durability == Durability::Sync {
@@ -171,7 +214,11 @@ impl Shard {
 
     /// The stored result under this key.
     pub(crate) async fn get_action(&self, key: &[u8; HASH_BYTES]) -> Result<Option<StoredAction>> {
-        let entry = self.actions.borrow_mut().get_mut(key).copied();
+        let now = self.env.clock.seconds();
+        let entry = self.actions.borrow_mut().get_mut(key).map(|entry| {
+            entry.used = now;
+            *entry
+        });
         let Some(entry) = entry else { return Ok(None) };
         let Some(file) = self.segments.reader(entry.place.segment) else { return Ok(None) };
         let start = u64::from(entry.place.offset).saturating_sub(RECORD_HEADER_BYTES as u64);
@@ -186,24 +233,29 @@ impl Shard {
             return Ok(None);
         };
         let record = (entry.place.segment, entry.place.offset);
-        Ok(Some(StoredAction { bytes, complete_at: entry.complete_at, record }))
+        let complete_at = if now < entry.complete_until { entry.complete_at } else { 0 };
+        Ok(Some(StoredAction { bytes, complete_at, record }))
     }
 
     /// Stores a result, over any other of the same key.
     pub(crate) async fn put_action(&self, key: &[u8; HASH_BYTES], bytes: &[u8]) -> Result<()> {
-        let _share = self.reserve(bytes.len() as u64)?;
+        let _share = self.reserve(bytes.len() as u64).await?;
         let function = DigestFunction::Sha256;
         let record = Record { kind: Kind::Action, function, hash: key, payload: bytes };
-        let place = self.segments.append(record).await?;
+        let appended = self.segments.append(record).await?;
         self.dirty.set(true);
-        self.space.add(record.encoded_len() as u64);
         let length = u32::try_from(bytes.len()).expect("a batch is bounded");
-        let entry = ActionEntry { key: *key, place, length, complete_at: 0 };
-        self.actions.borrow_mut().insert(entry);
+        let now = self.env.clock.seconds();
+        let entry = ActionEntry::new(*key, appended.place, length, now);
+        if let Some(segment) = self.actions.borrow_mut().insert(entry) {
+            self.segments.held.overwritten(segment);
+        }
         Ok(())
     }
 
-    /// Remembers at which loss generation a result was complete, if it is still the same.
+    /// Remembers at which loss generation a result was complete, if it is still the same. Its
+    /// blobs were promised for more than a lease by then: so long as what is left of that is a
+    /// whole one, and none of them is lost, whoever is told of the result has his promise.
     pub(crate) fn complete_action(
         &self,
         key: &[u8; HASH_BYTES],
@@ -214,18 +266,23 @@ impl Shard {
             && (entry.place.segment, entry.place.offset) == record
         {
             entry.complete_at = generation;
+            entry.complete_until = self.env.clock.seconds().saturating_add(self.lease() / 2);
         }
     }
 
     /// The entry of a blob that is here, its use noted and its lease renewed.
     fn touch(&self, digest: &Digest) -> Result<Entry> {
         let now = self.env.clock.seconds();
-        let lease = u32::try_from(self.config.lease.as_secs()).unwrap_or(u32::MAX);
+        let lease = self.lease();
         let mut index = self.index.borrow_mut();
         let entry = index.get_mut(digest).ok_or(BlobError::NotFound(*digest))?;
-        entry.used = now;
-        entry.leased = now.saturating_add(lease);
+        entry.touch(now, now.saturating_add(lease).saturating_add(lease / 2));
         Ok(*entry)
+    }
+
+    /// Seconds for which what is reported present is promised.
+    fn lease(&self) -> u32 {
+        u32::try_from(self.config.lease.as_secs()).unwrap_or(u32::MAX)
     }
 
     /// Enters a blob whose bytes are written.
@@ -238,17 +295,17 @@ impl Shard {
         if self.config.durability == Durability::Sync {
             self.env.disk.sync_directory(directory).await?;
         }
-        self.enter(digest, entry, digest.size());
+        self.enter(digest, entry);
         Ok(())
     }
 
-    fn enter(&self, digest: &Digest, entry: Entry, bytes: u64) {
+    /// The bytes of records are counted where they are appended.
+    fn enter(&self, digest: &Digest, entry: Entry) {
         self.dirty.set(true);
-        let appended = entry.has(Home::Segment);
         let gained = self.index.borrow_mut().insert(digest, entry);
-        // A record takes space even where it replaces another; a file replaces its like.
-        if gained || appended {
-            self.space.add(bytes);
+        // A file replaces its like.
+        if gained & (Home::Plain.bit() | Home::Executable.bit()) != 0 {
+            self.space.add_file(on_disk(digest.size()));
         }
         drop(self.touch(digest));
     }
@@ -293,5 +350,7 @@ impl BlobStore for Rc<Shard> {
     }
 }
 
+#[cfg(test)]
+mod evict_tests;
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,11 @@ const ENTRY_BYTES: usize = 48;
 pub(super) const TRAILER_BYTES: usize = 24;
 const SEAL: &[u8; 8] = b"RFSEAL01";
 
+/// Bytes that a record with a payload of `length` takes in a segment.
+pub(super) fn record_bytes(length: u64) -> u64 {
+    (RECORD_HEADER_BYTES as u64 + length).next_multiple_of(8)
+}
+
 /// What makes a segment's checksums its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Nonce([u8; 8]);

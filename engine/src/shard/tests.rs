@@ -6,15 +6,17 @@ use crate::blob::{
     stack,
 };
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use glommio::{LocalExecutorBuilder, Placement};
 use std::{
     fs::{self, OpenOptions},
     io::Write,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
+    pin::pin,
 };
 
-fn config(root: &Path) -> StoreConfig {
+pub(super) fn config(root: &Path) -> StoreConfig {
     StoreConfig {
         layout: Layout::new(root),
         segment_bytes: 1 << 20,
@@ -28,7 +30,7 @@ fn config(root: &Path) -> StoreConfig {
 }
 
 /// Runs `test` with the shards that recovery finds in `config`'s store; closes them if asked to.
-fn with_shards<T: Send + 'static, F: Future<Output = T>>(
+pub(super) fn with_shards<T: Send + 'static, F: Future<Output = T>>(
     config: StoreConfig,
     count: u16,
     close: bool,
@@ -43,13 +45,19 @@ fn with_shards<T: Send + 'static, F: Future<Output = T>>(
             .into_iter()
             .map(|found| Shard::open(env.clone(), config.clone(), found, LossCounter::alone()))
             .collect();
-        let result = test(opened.clone()).await;
-        if close {
-            for shard in opened {
-                shard.close().await;
+        let work = async {
+            let result = test(opened.clone()).await;
+            if close {
+                for shard in opened {
+                    shard.close().await;
+                }
             }
+            result
+        };
+        match select(pin!(work), pin!(env.alarms.beat())).await {
+            Either::Left((result, _)) => result,
+            Either::Right(_) => unreachable!("a beat never ends"),
         }
-        result
     });
     thread.unwrap().join().unwrap()
 }
@@ -325,10 +333,10 @@ fn space_is_not_promised_twice() {
     let directory = tempfile::tempdir().unwrap();
     let bounded = StoreConfig { bytes_max: 1000, ..config(directory.path()) };
     with_shards(bounded, 1, true, async |shards| {
-        let first = shards[0].reserve(600).unwrap();
-        assert!(matches!(shards[0].reserve(600), Err(BlobError::Full)));
+        let first = shards[0].reserve(600).await.unwrap();
+        assert!(matches!(shards[0].reserve(600).await, Err(BlobError::Full)));
         drop(first);
-        shards[0].reserve(600).unwrap();
+        shards[0].reserve(600).await.unwrap();
     });
 }
 

@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 impl Shard {
     /// Keeps a blob that is here whole.
     pub(super) async fn keep_bytes(&self, digest: Digest, bytes: Bytes) -> Result<()> {
-        let _share = self.reserve(digest.size())?;
+        let _share = self.reserve(digest.size()).await?;
         if digest.size() <= self.config.small_blob_bytes_max {
             return self.keep_small(digest, &bytes).await;
         }
@@ -28,7 +28,7 @@ impl Shard {
 
     /// Keeps a blob that comes in pieces.
     pub(super) async fn keep_chunks(&self, digest: Digest, mut chunks: Chunks) -> Result<()> {
-        let _share = self.reserve(digest.size())?;
+        let _share = self.reserve(digest.size()).await?;
         if digest.size() <= self.config.small_blob_bytes_max {
             let mut whole = BytesMut::new();
             while let Some(pieces) = chunks.next().await? {
@@ -55,9 +55,8 @@ impl Shard {
     async fn keep_small(&self, digest: Digest, bytes: &[u8]) -> Result<()> {
         let (function, hash) = (digest.function(), digest.hash());
         let record = Record { kind: Kind::Blob, function, hash, payload: bytes };
-        let place = self.segments.append(record).await?;
-        let entry = Entry::in_segment(&digest, place, true);
-        self.enter(&digest, entry, record.encoded_len() as u64);
+        let appended = self.segments.append(record).await?;
+        self.enter(&digest, Entry::in_segment(&digest, appended.place, true));
         Ok(())
     }
 
@@ -73,6 +72,7 @@ impl Shard {
         if self.config.durability == Durability::Sync {
             self.env.disk.sync_large(&file).await?;
         }
+        let _naming = self.names.naming(digest).await;
         let path = self.config.layout.blob(&digest, false);
         self.env.disk.publish(file, path, MODE_PLAIN).await?;
         let directory = self.config.layout.prefix(digest.hash()[0]);

@@ -20,13 +20,13 @@ const INBOX: [Number<InboxCounts>; 3] = [
     (
         counter(
             "ringforge_core_losses_total",
-            "Blobs that the data core had and has no more: damaged, or evicted.",
+            "Blobs that the data core lost: damaged, or evicted although they were promised.",
         ),
         |inbox| inbox.losses as f64,
     ),
 ];
 
-const CORE: [Number<CoreCounts>; 4] = [
+const CORE: [Number<CoreCounts>; 10] = [
     (gauge("ringforge_core_in_flight", "Requests that the data core serves."), |core| {
         core.in_flight as f64
     }),
@@ -39,6 +39,33 @@ const CORE: [Number<CoreCounts>; 4] = [
     (gauge("ringforge_core_results", "Results of actions that the data core keeps."), |core| {
         core.holdings.results as f64
     }),
+    (gauge("ringforge_core_segments", "Segments that the data core reads from."), |core| {
+        core.holdings.segments as f64
+    }),
+    (counter("ringforge_store_evicted_blobs_total", "Blobs that went to make room."), |core| {
+        core.holdings.evictions.blobs as f64
+    }),
+    (counter("ringforge_store_evicted_results_total", "Results that went to make room."), |core| {
+        core.holdings.evictions.results as f64
+    }),
+    (
+        counter("ringforge_store_evicted_bytes_total", "Bytes on disk that eviction freed."),
+        |core| core.holdings.evictions.bytes as f64,
+    ),
+    (
+        counter(
+            "ringforge_store_carried_bytes_total",
+            "Bytes of records copied to another segment so that theirs could go.",
+        ),
+        |core| core.holdings.evictions.carried_bytes as f64,
+    ),
+    (
+        counter(
+            "ringforge_store_promises_broken_total",
+            "Blobs that went although a client had been promised them: the store is too small.",
+        ),
+        |core| core.holdings.evictions.promises_broken as f64,
+    ),
 ];
 
 const ANSWERING: Family = gauge(

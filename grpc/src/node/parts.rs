@@ -11,13 +11,14 @@ use crate::{
 };
 use anyhow::Context;
 use engine::{
+    control::janitor::Janitor,
     cores::{
         Cores,
         placement::{self, Placement, PlacementRequest},
     },
     exec::{ExecLimits, Executions, ExecutionsConfig, SandboxConfig},
     limits::Limits,
-    shard::{self, Layout, StoreConfig},
+    shard::{self, Layout, StoreConfig, Usage},
 };
 use sandbox::{Mount, Spawner};
 use std::{io, net::TcpListener, path::Path, sync::Arc};
@@ -58,6 +59,10 @@ pub(super) fn store_config(store: &StoreSettings) -> StoreConfig {
             Durability::Sync => shard::Durability::Sync,
         },
     }
+}
+
+pub(super) fn janitor(store: &StoreConfig, usage: Usage) -> Janitor {
+    Janitor::new(usage, store.layout.clone(), store.bytes_max, store.free_bytes_min)
 }
 
 pub(super) fn store_error(store: &StoreConfig, error: &io::Error) -> anyhow::Error {
