@@ -20,7 +20,8 @@ pub(super) fn of_refusal(status: &Status) -> ErrandEnd {
         Code::ResourceExhausted => ErrandEnd::Declined,
         Code::Unavailable if has_detail::<RetryInfo>(&wire) => ErrandEnd::Declined,
         // It is not there, does not know this node, or wants nothing from it: no fault of the
-        // action, which it has not looked at.
+        // action, which it has not looked at. A connection that breaks while the peer looks is
+        // UNKNOWN to tonic, and counts: the action may be what brings its peers down.
         Code::Unavailable
         | Code::PermissionDenied
         | Code::Unauthenticated
@@ -136,6 +137,7 @@ mod tests {
             (Status::permission_denied("who are you"), "unreached"),
             (Status::unimplemented("nothing is executed here"), "unreached"),
             (Status::internal("a fault of its own"), "returned"),
+            (Status::unknown("connection reset"), "returned"),
             (exec_status(&ExecError::Missing(vec![Digest::of(b"x")])), "returned"),
         ] {
             assert_eq!(kind(&of_refusal(&status)), expected, "{status}");
