@@ -2,10 +2,11 @@
 
 use ringforge_tests::{
     action::Job,
+    binary,
     cluster::{Cluster, eventually, until_spread, workers},
     command, is_root,
 };
-use std::{collections::BTreeSet, time::SystemTime};
+use std::{collections::BTreeSet, process::Command, time::SystemTime};
 use tonic::{Code, Request};
 
 const SECRET: &str = "the secret of these nodes";
@@ -124,4 +125,16 @@ fn without_a_secret_nobody_beyond_the_machine_is_let_in() {
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains("ringforge: cluster.secret is needed"), "{said}");
     }
+}
+
+#[test]
+fn a_node_that_could_only_tell_others_an_address_that_is_none_does_not_start() {
+    let parent = tempfile::tempdir().unwrap();
+    let mut node = Command::new(binary());
+    node.args(["serve", "--listen", "0.0.0.0:0", "--data"]).arg(parent.path().join("store"));
+    node.env("RINGFORGE__CLUSTER__LISTEN", "0.0.0.0:0").env("RINGFORGE__CLUSTER__SECRET", SECRET);
+    let output = node.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("ringforge: cluster.endpoint is needed"), "{said}");
 }
