@@ -8,6 +8,7 @@ mod backing {
     pub(crate) mod lies;
     pub(crate) mod outages;
     pub(crate) mod reads;
+    pub(crate) mod servers;
     pub(crate) mod sharing;
     pub(crate) mod trust;
     pub(crate) mod writes;

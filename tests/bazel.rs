@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use ringforge_tests::Node;
+use ringforge_tests::{Node, servers::Server};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -52,6 +52,7 @@ fn real_bazel_runs_each_action_once_on_the_node_and_finds_all_of_them_again() {
     say(&format!("workspace: {targets} C++ targets"));
 
     let local = cache_only(&bazel);
+    before_s3(&bazel, &local);
     let remote = executed(&bazel, &local);
     say(&format!("proven: each of {remote} actions ran on the node, none fell back to Bazel"));
 }
@@ -70,6 +71,24 @@ fn cache_only(bazel: &Bazel) -> Build {
     assert_eq!(again.products(), first.products(), "the cache gave back other files");
     node.stop();
     first
+}
+
+/// Two nodes, one after the other, before an S3 server: what a build leaves at the first, the
+/// second finds below.
+fn before_s3(bazel: &Bazel, local: &Build) {
+    let s3 = Server::s3();
+    let settings = s3.s3_settings();
+    let settings: Vec<_> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    for (what, from) in [("before S3, empty", LOCAL), ("before S3, a fresh node", HIT)] {
+        let store = TempDir::new().unwrap();
+        let node = Node::start_with(store.path(), &settings);
+        let target = Target { config: "cache", flag: format!("--remote_cache={}", url(&node)) };
+        bazel.clean();
+        let build = bazel.test(what, &target, &["//..."]);
+        build.expect(&[(from, local.spawns.len())]);
+        assert_eq!(build.products(), local.products(), "{what}: other files");
+        node.stop();
+    }
 }
 
 /// A fresh node that runs everything, is restarted, and sees one source change and change back.

@@ -169,6 +169,22 @@ async fn what_is_wrong_below_is_written_over_even_if_that_fails_at_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_wrong_below_is_written_over_in_its_own_time() {
+    let liar = Liar::start();
+    let front = Front::before(&liar, &[("BACKING__WRITE", "async")]).await;
+    for (blob, method) in blobs("wrong later").into_iter().zip(["BatchUpdateBlobs", "Write"]) {
+        let named = liar.put(blob.clone());
+        liar.lie(|lies| lies.all_bytes = Some(WrongBytes::LastByte));
+        assert_eq!(front.reads(&named).await, Err(Code::NotFound));
+        assert!(front.missing(&named).await, "who has it is to bring it");
+        let before = liar.calls(method);
+        front.write(&blob).await.unwrap();
+        until("it is sent below", || liar.calls(method) > before);
+        liar.honest();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_result_whose_tree_is_only_below_arrives_there() {
     let liar = Liar::start();
     let front = Front::before(&liar, &[("BACKING__WRITE", "async")]).await;

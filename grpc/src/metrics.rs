@@ -5,6 +5,7 @@
 //! `docs/metrics.md` names every series; a test from outside compares the two.
 
 mod calls;
+mod cluster;
 mod connections;
 mod cores;
 mod executions;
@@ -21,10 +22,10 @@ pub(crate) use self::{
     tiers::WatchedTier,
 };
 
-use crate::transport::Connections;
+use crate::{peer::Peering, transport::Connections};
 use engine::{cores::Cores, exec::Executions};
 use futures_util::future::LocalBoxFuture;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// How long one part of the node is waited for when it is asked; then its last answer is shown.
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
@@ -42,6 +43,7 @@ pub(crate) struct Watched {
     pub(crate) connections: Connections,
     pub(crate) calls: Calls,
     pub(crate) tiers: Vec<WatchedTier>,
+    pub(crate) peering: Option<Arc<Peering>>,
 }
 
 impl Watched {
@@ -55,6 +57,9 @@ impl Watched {
         ];
         if let Some(executions) = self.executions {
             collectors.push(Box::new(executions::WatchedExecutions::new(executions)));
+        }
+        if let Some(peering) = self.peering {
+            collectors.push(Box::new(cluster::WatchedCluster(peering)));
         }
         for tier in self.tiers {
             collectors.push(Box::new(tier));

@@ -15,6 +15,7 @@ use crate::{
     config::{Config, LogFormat, LogLevel, LogSettings},
     front::{FrontParts, SERVICES, front},
     metrics::{self, Calls, Watched},
+    peer::Peering,
     self_test::{self, Report},
     services::Node,
     transport::{Connections, accept},
@@ -141,22 +142,19 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     }
     local.spawn_local(tick(executions.clone()));
     local.spawn_local(accept_all(listener, connections.clone(), draining));
-    let (cores, executing) = (handle.clone(), executions.clone());
-    let seen = connections.clone();
-    let watched =
-        Watched { cores, executions: executing, connections: seen, calls, tiers: tiers.watched() };
+    let (watching, peering) = watched(&tiers, cluster.as_ref());
+    let watched = Watched {
+        cores: handle.clone(),
+        executions: executions.clone(),
+        connections: connections.clone(),
+        calls,
+        tiers: watching,
+        peering,
+    };
     local.spawn_local(metrics::serve(metrics, watched.collectors(), stopping.1));
     let membership = cluster.as_ref().map(Cluster::membership);
-    let stopping = stopping.0;
-    let stop = stop::Stop {
-        drain,
-        stopping,
-        reporter,
-        executions,
-        membership,
-        connections,
-        cores: handle,
-    };
+    let (stopping, cores) = (stopping.0, handle);
+    let stop = stop::Stop { drain, stopping, reporter, executions, membership, connections, cores };
     let held = local.block_on(&runtime, stop.on_signal(signals, config.server.grace));
     drop(local);
     let ended = stop::finish(held, workers, running);
@@ -167,8 +165,18 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
 /// What is around a node, for those who serve.
 fn surround(node: &mut Node, tiers: &Tiers, cluster: Option<&Cluster>) {
     node.peering = cluster.map(|cluster| cluster.peering.clone());
-    node.share = cluster.and_then(|cluster| cluster.share.clone());
+    node.share = cluster.and_then(|cluster| Some(cluster.share.as_ref()?.0.clone()));
     node.backing = tiers.backing.as_ref().map(|open| open.rule.clone());
+}
+
+/// What is around a node, for those who read its numbers.
+fn watched(
+    tiers: &Tiers,
+    cluster: Option<&Cluster>,
+) -> (Vec<metrics::WatchedTier>, Option<Arc<Peering>>) {
+    let share = cluster.and_then(Cluster::watched);
+    let peering = cluster.map(|cluster| cluster.peering.clone());
+    (tiers.watched().into_iter().chain(share).collect(), peering)
 }
 
 /// The schedule on the control core, and what it gives to peers on its way; the workers.

@@ -95,21 +95,6 @@ impl Front {
     }
 }
 
-/// Bytes that no other seed has, never all alike.
-pub(crate) fn noise(seed: &str, length: usize) -> Bytes {
-    let mut state = seed.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |state, byte| {
-        (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        bytes.extend_from_slice(&(state >> 16).to_be_bytes()[2..]);
-    }
-    bytes.truncate(length);
-    bytes.into()
-}
-
 /// The name under which ByteStream reads a blob.
 pub(crate) fn name(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.hash, digest.size_bytes)

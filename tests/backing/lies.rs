@@ -1,7 +1,7 @@
 //! A cache below that is wrong: nothing wrong is ever read, and who has the right bytes heals it.
 
 use super::front::{
-    Front, IMPATIENT, batch, eventually, get_result, name, noise, put, put_result, read, result_of,
+    Front, IMPATIENT, batch, eventually, get_result, name, put, put_result, read, result_of,
     write_large,
 };
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use ringforge_tests::{
     client::{Client, digest},
     is_root,
     liar::{BreakReads, Liar, WrongBytes, WrongMissing, WrongResult},
+    noise,
 };
 use tonic::Code;
 

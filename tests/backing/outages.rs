@@ -2,8 +2,7 @@
 //! hangs, and all is well again when it is.
 
 use super::front::{
-    Front, IMPATIENT, batch, eventually, get_result, in_time, noise, put, put_result, read,
-    result_of,
+    Front, IMPATIENT, batch, eventually, get_result, in_time, put, put_result, read, result_of,
 };
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -14,6 +13,7 @@ use ringforge_tests::{
     client::digest,
     is_root,
     liar::{Failing, Liar},
+    noise,
     proxy::{Fault, FaultProxy, Towards},
 };
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! What is only below is read through the node, and stays there.
 
 use super::front::{
-    Front, batch, eventually, get_result, name, noise, put_result, read, result_of, write_large,
+    Front, batch, eventually, get_result, name, put_result, read, result_of, write_large,
 };
 use proto::reapi::{GetTreeRequest, OutputDirectory, Tree};
 use ringforge_tests::{
@@ -9,6 +9,7 @@ use ringforge_tests::{
     client::{Client, digest},
     is_root,
     liar::Liar,
+    noise,
 };
 use tonic::Code;
 
@@ -185,4 +186,24 @@ async fn an_executor_takes_its_inputs_from_below_and_leaves_results_there() {
     let other = Front::before(back.address(), &[]).await;
     let response = other.execute(job.request()).await.unwrap();
     assert!(response.cached_result, "another executor finds it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inputs_that_a_full_store_can_not_keep_are_not_called_missing() {
+    if !is_root("inputs_that_a_full_store_can_not_keep_are_not_called_missing") {
+        return;
+    }
+    let liar = Liar::start();
+    // No disk has so much.
+    let front = Front::before(liar.address(), &[("STORE__FREE_BYTES_MIN", "1000TiB")]).await;
+    for size in [1000, 3 << 20] {
+        let inputs = Folder::new().file("in", noise(&format!("kept nowhere {size}"), size));
+        let job = Job::shell("cat in").with(inputs);
+        for blob in job.blobs() {
+            liar.put(blob);
+        }
+        let status = front.outcome(job.request()).await;
+        let code = Code::from(status.code);
+        assert_eq!(code, Code::ResourceExhausted, "{size}: {}", status.message);
+    }
 }

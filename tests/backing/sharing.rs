@@ -1,12 +1,13 @@
 //! One fetch for all who want a blob, and bytes that leave while others are still to come.
 
-use super::front::{Front, LONG, eventually, in_time, name, noise};
+use super::front::{Front, LONG, eventually, in_time, name};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use proto::bytestream::{ReadRequest, ReadResponse};
 use ringforge_tests::{
     client::{Client, digest},
     liar::Liar,
+    noise,
     proxy::{Fault, FaultProxy, Towards},
 };
 use tonic::Streaming;

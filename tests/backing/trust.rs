@@ -2,12 +2,13 @@
 //! as the cache below.
 
 use super::front::{
-    Front, IMPATIENT, eventually, get_result, noise, put, put_result, read, result_of, write_large,
+    Front, IMPATIENT, eventually, get_result, put, put_result, read, result_of, write_large,
 };
 use ringforge_tests::{
     certificates::Certificates,
     client::digest,
     liar::{Liar, Options},
+    noise,
 };
 use tonic::Code;
 

@@ -1,13 +1,15 @@
 //! What a write promises of the cache below, mode by mode.
 
 use super::front::{
-    Front, IMPATIENT, eventually, get_result, noise, put, put_result, read, result_of, write,
-    write_large,
+    Front, IMPATIENT, eventually, get_result, put, put_result, read, result_of, write, write_large,
 };
 use bytes::Bytes;
 use ringforge_tests::{
+    action::Job,
     client::digest,
+    is_root,
     liar::{Failing, Liar},
+    noise,
     proxy::{Fault, FaultProxy},
 };
 use tonic::Code;
@@ -161,4 +163,38 @@ async fn each_instance_writes_as_it_is_told() {
     liar.honest();
     let hash = digest(&private).hash;
     eventually("it arrives", async || liar.blobs().contains_key(&hash)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_action_gives_while_below_is_down_arrives_later() {
+    if !is_root("what_an_action_gives_while_below_is_down_arrives_later") {
+        return;
+    }
+    let liar = Liar::start();
+    let proxy = FaultProxy::start(liar.address());
+    let url = format!("grpc://{}", proxy.address());
+    let settings = with(&[("BACKING__URL", url.as_str())]);
+    let mut front = Front::with(&settings).await;
+    let cached = Job::shell("echo cached > out; mkdir d; echo deep > d/f").outputs(&["out", "d"]);
+    let failed = Job::shell("echo failed > out; exit 3").outputs(&["out"]);
+    front.put(cached.blobs()).await;
+    front.put(failed.blobs()).await;
+    proxy.set(Fault::Refuse);
+    for (job, code) in [(&cached, 0), (&failed, 3)] {
+        let response = front.execute(job.request()).await.unwrap();
+        assert_eq!(response.result.unwrap().exit_code, code, "{:?}", response.status);
+    }
+    assert!(liar.results().is_empty());
+    // They are owed, whatever becomes of the process.
+    front.kill();
+    front.again(&settings).await;
+    proxy.set(Fault::None);
+    let hashes = ["cached\n", "deep\n", "failed\n"].map(|text| digest(text.as_bytes()).hash);
+    eventually("the outputs are below", async || {
+        let blobs = liar.blobs();
+        hashes.iter().all(|hash| blobs.contains_key(hash))
+    })
+    .await;
+    let action = cached.request().action_digest.unwrap();
+    eventually("the result is below", async || liar.results().contains_key(&action.hash)).await;
 }

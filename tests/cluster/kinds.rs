@@ -1,7 +1,10 @@
 //! Nodes that are not like the others: caches, full ones, ones that stand still, ones of the same
 //! name; and work that is not like the other work.
 
-use proto::reapi::execution_stage::Value as Stage;
+use proto::{
+    node::{ViewRequest, cluster_client::ClusterClient},
+    reapi::execution_stage::Value as Stage,
+};
 use ringforge_tests::{
     action::{Folder, Job},
     client::digest,
@@ -11,7 +14,7 @@ use ringforge_tests::{
     },
     is_root,
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 use tonic::Code;
 
 fn one(key: &str, value: &str) -> Settings {
@@ -67,6 +70,15 @@ async fn what_a_full_node_cannot_take_is_done_by_the_others() {
     until_spread(&client, 3).await;
     let seen = workers(&client, &jobs(12)).await;
     assert!(seen.is_subset(&set(&["n1", "n2"])), "{seen:?}");
+    // Once it has found out it says that it has no slots, so that nothing is sent to fail there.
+    eventually("the others know", async || {
+        workers(&client, &jobs(12)).await;
+        let mut view = ClusterClient::new(client.channel.clone());
+        let view = view.view(ViewRequest {}).await.unwrap().into_inner();
+        let full = view.members.into_iter().find(|member| member.node_id == "n3");
+        full.and_then(|member| member.state).is_some_and(|state| state.slots == 0)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,6 +99,35 @@ async fn a_node_that_stands_still_is_done_without_until_it_goes_on() {
         succeeded(&end.unwrap());
     }
     cluster.node(2).signal("CONT");
+    cluster.until_whole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_slow_is_waited_for_and_holds_up_no_other() {
+    if !is_root("a_node_that_is_slow_is_waited_for_and_holds_up_no_other") {
+        return;
+    }
+    let cluster = Cluster::start(3, &[]);
+    let client = cluster.client(1);
+    until_spread(&client, 3).await;
+    // It works a tenth of the time: too much to be taken for dead.
+    let slow = async {
+        loop {
+            cluster.node(2).signal("STOP");
+            tokio::time::sleep(Duration::from_millis(90)).await;
+            cluster.node(2).signal("CONT");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let jobs = jobs(24);
+    let ends = tokio::select! {
+        ends = together(&client, &jobs) => ends,
+        () = slow => unreachable!("it stays slow"),
+    };
+    cluster.node(2).signal("CONT");
+    for end in ends {
+        succeeded(&end.unwrap());
+    }
     cluster.until_whole().await;
 }
 
@@ -234,6 +275,7 @@ async fn a_client_that_goes_away_comes_back_to_what_a_peer_does_for_it() {
     // The same action joins the run in flight.
     let mut joined = client.begin(job.request()).await.unwrap();
     joined.until(Stage::Executing).await;
+    assert_eq!(runs_on(&joined), "n2");
     let request = proto::reapi::WaitExecutionRequest { name };
     let stream = client.execution.clone().wait_execution(request).await.unwrap().into_inner();
     let waited = ringforge_tests::client::Watched::new(stream).await.unwrap();

@@ -8,7 +8,7 @@ use proto::{
     },
     reapi::GetCapabilitiesRequest,
 };
-use ringforge_tests::{Node, client::digest, is_root};
+use ringforge_tests::{Node, client::digest, free_port, is_root};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -102,9 +102,20 @@ async fn the_document_names_every_series_and_no_other() {
     let parent = tempfile::tempdir().unwrap();
     let back = Node::start_with(&parent.path().join("back"), &[("EXECUTION__ENABLED", "false")]);
     let url = format!("grpc://{}", back.address());
-    let node = Counted::start(&[("BACKING__URL", &url)]).await;
-    // What nobody was asked yet has taken no time.
-    node.client.missing(vec![digest(b"absent everywhere")]).await.unwrap();
+    let gossip = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let peers = gossip.join(",");
+    let settings = |i: usize| {
+        let id = ["one", "other"][i];
+        [("EXECUTION__NODE_ID", id), ("CLUSTER__LISTEN", &gossip[i]), ("CLUSTER__PEERS", &peers)]
+    };
+    let _other = Node::start_with(&parent.path().join("other"), &settings(1));
+    let more = [("BACKING__URL", url.as_str()), ("CLUSTER__SHARE", "true")];
+    let node = Counted::start(&[&settings(0)[..], &more].concat()).await;
+    node.until("ringforge_cluster_nodes{state=\"serving\"}", 1.0);
+    // Whoever was asked nothing yet has taken no time; the other node is asked for its half.
+    let absent = (0..100_u8).map(|seed| digest(&[seed])).collect();
+    node.client.missing(absent).await.unwrap();
+    node.until("ringforge_peer_calls_total{peer=\"other\"}", 1.0);
     let page = node.page().families;
     let documented = documented();
     let undocumented: Vec<_> = page.iter().filter(|(n, _)| !documented.contains_key(*n)).collect();

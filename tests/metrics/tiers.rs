@@ -1,7 +1,13 @@
 //! A tier below, as its numbers have it: while it answers, and when it is gone.
 
 use crate::Counted;
-use ringforge_tests::{Node, client::digest, until};
+use ringforge_tests::{
+    Node,
+    client::digest,
+    liar::{Liar, WrongBytes},
+    noise, until,
+};
+use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_tier_is_counted_under_its_name_and_its_breaker_is_shown() {
@@ -50,4 +56,34 @@ async fn a_tier_is_counted_under_its_name_and_its_breaker_is_shown() {
     });
     let said = node.get("/metrics").body;
     assert!(!said.contains("secret"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn each_wrong_answer_is_counted_once_whoever_finds_it() {
+    let liar = Liar::start();
+    let url = format!("grpc://{}", liar.address());
+    let node = Counted::start(&[("EXECUTION__ENABLED", "false"), ("BACKING__URL", &url)]).await;
+    let of = |name: &str| format!("ringforge_tier_{name}{{tier=\"{url}\"}}");
+    let mut count = 0.0;
+    for wrong in
+        [WrongBytes::SameLength, WrongBytes::Shorter, WrongBytes::Longer, WrongBytes::LastByte]
+    {
+        for size in [1000, 3 << 20] {
+            let what = format!("{wrong:?} {size}");
+            let named = liar.put(noise(&what, size));
+            // Of ten answers one is wrong: it is not given up.
+            for right in 0..9 {
+                let right = liar.put(noise(&format!("{what} {right}"), 100));
+                node.client.read(&right).await.unwrap();
+            }
+            liar.lie(|lies| lies.all_bytes = Some(wrong));
+            let failed = node.client.read(&named).await.unwrap_err();
+            assert_eq!(failed.code(), Code::NotFound, "{what}");
+            liar.honest();
+            count += 1.0;
+            let page = node.page();
+            assert_eq!(page.value(&of("wrong_answers_total")), Some(count), "{what}");
+            assert_eq!(page.value(&of("wrong_blobs_total")), Some(count), "{what}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! ActionCache: a result is a hit only while everything it names is here.
 
-use crate::shared::{assert_refused, noise, own, shared};
+use crate::shared::{assert_refused, own, shared};
 use bytes::Bytes;
 use prost::Message;
 use proto::reapi::{
@@ -10,6 +10,7 @@ use proto::reapi::{
 use ringforge_tests::{
     action::Folder,
     client::{Client, digest},
+    noise,
 };
 use tonic::{Code, Status};
 

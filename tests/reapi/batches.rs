@@ -1,6 +1,6 @@
 //! BatchUpdateBlobs and BatchReadBlobs: each blob for itself, all of them within the limit.
 
-use crate::shared::{assert_refused, noise, own, shared};
+use crate::shared::{assert_refused, own, shared};
 use bytes::Bytes;
 use proto::{
     reapi::{
@@ -9,7 +9,10 @@ use proto::{
     },
     rpc,
 };
-use ringforge_tests::client::{Client, digest};
+use ringforge_tests::{
+    client::{Client, digest},
+    noise,
+};
 use tonic::{Code, Status};
 
 fn upload(blob: &Bytes) -> Request {

@@ -1,9 +1,9 @@
 //! ByteStream.Write in one go: what is kept, what is refused, and that nothing stays of it.
 
-use crate::shared::{assert_refused, noise, own, shared};
+use crate::shared::{assert_refused, own, shared};
 use bytes::Bytes;
 use proto::{bytestream::WriteRequest, reapi::Digest};
-use ringforge_tests::client::digest;
+use ringforge_tests::{client::digest, noise};
 use tonic::{Code, Request, metadata::MetadataValue};
 
 /// The name of a write of this digest.

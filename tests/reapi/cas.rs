@@ -1,8 +1,8 @@
 //! What is present: FindMissingBlobs, and the empty blob everywhere.
 
-use crate::shared::{assert_refused, noise, own, shared};
+use crate::shared::{assert_refused, own, shared};
 use proto::reapi::{BatchReadBlobsRequest, Digest, SpliceBlobRequest, SplitBlobRequest};
-use ringforge_tests::client::digest;
+use ringforge_tests::{client::digest, noise};
 use std::collections::BTreeSet;
 use tonic::Code;
 

@@ -1,12 +1,13 @@
 //! Execute: what a client is told, what is cached, what is joined.
 
-use crate::shared::{can_execute, noise, shared};
+use crate::shared::{can_execute, shared};
 use bytes::Bytes;
 use prost_types::Timestamp;
 use proto::reapi::{ExecuteRequest, GetActionResultRequest, execution_stage::Value as Stage};
 use ringforge_tests::{
     action::{Folder, Job},
     client::{Watched, digest, metadata},
+    noise,
 };
 use std::time::Duration;
 use tonic::Code;

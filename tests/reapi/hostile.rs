@@ -3,10 +3,13 @@
 
 use crate::{
     raw::{self, END_STREAM, Wire},
-    shared::{Connected, assert_refused, eventually, noise, own, shared},
+    shared::{Connected, assert_refused, eventually, own, shared},
 };
 use proto::reapi::{GetCapabilitiesRequest, capabilities_client::CapabilitiesClient};
-use ringforge_tests::client::{Client, digest};
+use ringforge_tests::{
+    client::{Client, digest},
+    noise,
+};
 use tonic::{Code, transport::Channel};
 
 const CAS: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage";

@@ -1,6 +1,6 @@
 //! Input roots: complete, incomplete, malformed, hostile.
 
-use crate::shared::{can_execute, noise, own, shared};
+use crate::shared::{can_execute, own, shared};
 use bytes::Bytes;
 use prost::Message;
 use proto::{
@@ -10,6 +10,7 @@ use proto::{
 use ringforge_tests::{
     action::{Folder, Job},
     client::{Client, digest},
+    noise,
 };
 use std::collections::BTreeSet;
 use tonic::Code;

@@ -1,11 +1,12 @@
 //! Actions that would harm the store, the host or each other. The sandbox has tests of its own of
 //! each barrier; these are a few of them, through the protocol.
 
-use crate::shared::{can_execute, eventually, noise, own, shared};
+use crate::shared::{can_execute, eventually, own, shared};
 use bytes::Bytes;
 use ringforge_tests::{
     action::{Folder, Job},
     client::digest,
+    noise,
 };
 use std::{fs, os::unix::fs::MetadataExt};
 

@@ -1,11 +1,12 @@
 //! What an action leaves behind, as its result tells it.
 
-use crate::shared::{can_execute, noise, shared};
+use crate::shared::{can_execute, shared};
 use prost::Message;
 use proto::reapi::{Digest, Directory, Tree, command::OutputDirectoryFormat};
 use ringforge_tests::{
     action::{Folder, Job},
     client::{Client, digest},
+    noise,
 };
 
 async fn tree(client: &Client, digest: Option<&Digest>) -> Tree {

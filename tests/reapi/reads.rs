@@ -2,10 +2,13 @@
 
 use crate::{
     byte_stream::read_name,
-    shared::{assert_refused, noise, shared},
+    shared::{assert_refused, shared},
 };
 use proto::bytestream::ReadRequest;
-use ringforge_tests::client::{Client, digest};
+use ringforge_tests::{
+    client::{Client, digest},
+    noise,
+};
 use tonic::{Code, Request, metadata::MetadataValue};
 
 #[tokio::test]

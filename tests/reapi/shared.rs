@@ -1,6 +1,5 @@
 //! The nodes that tests talk to. Must never leave one behind: a node lives while a test holds it.
 
-use bytes::Bytes;
 use ringforge_tests::{Node, client::Client, is_root};
 use std::{
     ops::Deref,
@@ -70,21 +69,6 @@ fn start(settings: &[(&str, &str)]) -> Arc<Running> {
 async fn connect(running: Arc<Running>) -> Connected {
     let client = Client::connect(&running.node.address()).await;
     Connected { running, client }
-}
-
-/// Bytes that no other test has, `length` of them, never all alike.
-pub(crate) fn noise(seed: &str, length: usize) -> Bytes {
-    let mut state = seed.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |state, byte| {
-        (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        bytes.extend_from_slice(&(state >> 16).to_be_bytes()[2..]);
-    }
-    bytes.truncate(length);
-    bytes.into()
 }
 
 /// Waits until `holds`; what never does is a failure.

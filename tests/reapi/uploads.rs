@@ -2,10 +2,13 @@
 
 use crate::{
     byte_stream::{messages, write_name},
-    shared::{Connected, assert_refused, eventually, noise, own, shared},
+    shared::{Connected, assert_refused, eventually, own, shared},
 };
 use proto::bytestream::{QueryWriteStatusRequest, QueryWriteStatusResponse, WriteRequest};
-use ringforge_tests::client::{Client, digest};
+use ringforge_tests::{
+    client::{Client, digest},
+    noise,
+};
 use std::fs;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;

@@ -1,6 +1,7 @@
 //! A node as a process of its own, for the tests from outside, and a client for it. Must never
 //! leave a process behind.
 
+use bytes::Bytes;
 use std::{
     fs::{self, File},
     io,
@@ -19,6 +20,7 @@ pub mod dns;
 pub mod liar;
 pub mod netns;
 pub mod proxy;
+pub mod servers;
 
 use netns::Space;
 
@@ -244,8 +246,28 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Bytes that no other seed has, `length` of them, never all alike.
+#[must_use]
+pub fn noise(seed: &str, length: usize) -> Bytes {
+    let mut state = seed.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |state, byte| {
+        (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(&(state >> 16).to_be_bytes()[2..]);
+    }
+    bytes.truncate(length);
+    bytes.into()
+}
+
 /// A port of loopback that nobody listens on.
-pub(crate) fn free_port() -> u16 {
+///
+/// # Panics
+/// Where there is none.
+#[must_use]
+pub fn free_port() -> u16 {
     let bound: io::Result<TcpListener> = TcpListener::bind("127.0.0.1:0");
     let address = bound.and_then(|listener| listener.local_addr());
     address.expect("loopback has a free port").port()

@@ -112,8 +112,8 @@ pub(super) async fn open(
         advertise: config.advertise,
         guard: parts.guard.clone(),
     };
-    let keys = parts.guard.keys.borrow().clone();
-    let list = Memberlist::with_delegate(gossip, transport, options(&keys)).await;
+    let options = options(&parts.guard.keys);
+    let list = Memberlist::with_delegate(gossip, transport, options).await;
     let list = list
         .map_err(|error| ClusterError::Listen { listen: config.listen, why: error.to_string() })?;
     Ok(Running { list, queue })

@@ -2,7 +2,7 @@
 //! cluster; must never be waited for by whoever serves a request.
 
 use super::{
-    ClusterConfig, ClusterError, Key, OwnState, check_keys,
+    ClusterConfig, ClusterError, OwnState,
     gossip::{Heard, STATE_BYTES_MAX, StateBroadcast, member},
     list::{GossipParts, Running, open},
     log::{Lately, Remark},
@@ -13,7 +13,7 @@ use super::{
 };
 use bytes::Bytes;
 use futures_util::future::{join4, select};
-use memberlist::proto::{MaybeResolvedAddress, SecretKey};
+use memberlist::proto::MaybeResolvedAddress;
 use prost::Message;
 use proto::node::{ClusterState, NodeState, PlatformProperty};
 use std::{
@@ -53,7 +53,6 @@ pub struct Membership {
     lately: RefCell<Lately>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     own: watch::Receiver<OwnState>,
-    keys: watch::Sender<Vec<SecretKey>>,
     heard: async_channel::Receiver<Heard>,
     pub(super) gossip: GossipParts,
     pub(super) insisting: Insisting,
@@ -83,10 +82,10 @@ pub async fn start(
     let generation = Cell::new(first.generation);
     let first = Snapshot { own: Arc::new(first), peers: Default::default() };
     let (snapshot, seen) = watch::channel(Arc::new(first));
-    let (keys, guard_keys) = watch::channel(secret_keys(&config.keys));
+    let keys = config.keys.iter().map(|key| key.0).collect();
     let (news, heard) = async_channel::bounded(HEARD_LEN_MAX);
     let counters = Arc::new(ClusterCounters::default());
-    let guard = Guard { keys: guard_keys, heard: news, counters: counters.clone() };
+    let guard = Guard { keys, heard: news, counters: counters.clone() };
     let gossip = GossipParts { guard, snapshot: seen.clone() };
     let running = open(&config, &gossip).await?;
     let peers = Peers { snapshot: seen, counters };
@@ -99,16 +98,11 @@ pub async fn start(
         config,
         snapshot,
         own,
-        keys,
         heard,
         gossip,
         generation,
     };
     Ok((peers, membership))
-}
-
-fn secret_keys(keys: &[Key]) -> Vec<SecretKey> {
-    keys.iter().map(|key| key.0).collect()
 }
 
 fn own_state(config: &ClusterConfig, own: &OwnState, generation: u64) -> NodeState {
@@ -164,31 +158,6 @@ impl Membership {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         *self.running.borrow().list.advertise_address()
-    }
-
-    /// Encrypts by the first of these keys from now on and opens what any of them opens. To rotate,
-    /// give all nodes the new key as the second, then as the first, then take the old one away.
-    ///
-    /// # Errors
-    ///
-    /// The node started without keys and is to have some, or the other way round.
-    pub fn set_keys(&self, keys: &[Key]) -> Result<(), ClusterError> {
-        check_keys(keys)?;
-        let list = self.running().list;
-        let (Some(ring), Some(first)) = (list.keyring(), keys.first()) else {
-            let had = list.keyring().is_some();
-            return if had == keys.is_empty() { Err(ClusterError::Keys(had)) } else { Ok(()) };
-        };
-        for key in keys {
-            ring.insert(key.0);
-        }
-        // It was just put in.
-        let _ = ring.use_key(&first.0);
-        for old in ring.keys().filter(|old| !keys.contains(&Key(*old))).collect::<Vec<_>>() {
-            let _ = ring.remove(&old);
-        }
-        self.keys.send_replace(secret_keys(keys));
-        Ok(())
     }
 
     pub(super) fn running(&self) -> Running {

@@ -125,9 +125,6 @@ pub enum ClusterError {
         /// What the system says.
         why: String,
     },
-    /// Encryption can't be turned on or off while a node runs; whether it is on.
-    #[error("keys may change while a node runs, but whether it has any may not (it has: {0})")]
-    Keys(bool),
 }
 
 impl ClusterConfig {
@@ -142,13 +139,9 @@ impl ClusterConfig {
         if self.seeds.len() > SEEDS_MAX {
             return refuse(format!("{} seeds, at most {SEEDS_MAX}", self.seeds.len()));
         }
-        check_keys(&self.keys)
+        if self.keys.len() > KEYS_MAX {
+            return refuse(format!("{} keys, at most {KEYS_MAX}", self.keys.len()));
+        }
+        Ok(())
     }
-}
-
-fn check_keys(keys: &[Key]) -> Result<(), ClusterError> {
-    if keys.len() > KEYS_MAX {
-        return Err(ClusterError::Config(format!("{} keys, at most {KEYS_MAX}", keys.len())));
-    }
-    Ok(())
 }

@@ -18,7 +18,7 @@ use memberlist::{
     },
 };
 use std::{io, net::SocketAddr, sync::Arc};
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 /// Bytes of one message by TCP: a thousand states of a kilobyte, and as many members.
 const STREAM_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -44,7 +44,7 @@ type Packets = PacketSubscriber<SocketAddr, Instant>;
 #[derive(Clone)]
 pub(super) struct Guard {
     /// None of them means plain text.
-    pub(super) keys: watch::Receiver<Vec<SecretKey>>,
+    pub(super) keys: Arc<[SecretKey]>,
     pub(super) heard: async_channel::Sender<Heard>,
     pub(super) counters: Arc<ClusterCounters>,
 }
@@ -90,11 +90,10 @@ impl Guard {
 
     /// Whether a message is one, and by a key of ours if there is any.
     async fn opens(&self, bytes: &[u8]) -> Result<(), String> {
-        let keys = self.keys.borrow().clone();
         let mut decoder = ProtoDecoder::new();
         decoder.with_offload_size(usize::MAX);
-        if !keys.is_empty() {
-            decoder.with_encryption(keys).with_verify_incoming(true);
+        if !self.keys.is_empty() {
+            decoder.with_encryption(self.keys.to_vec()).with_verify_incoming(true);
         }
         let opened = decoder.decode::<TokioRuntime>(BytesMut::from(bytes)).await;
         opened.map(drop).map_err(|error| error.to_string())
@@ -105,7 +104,7 @@ impl Guard {
         let mut header = [0; 6];
         reader.peek_exact(&mut header[..1]).await?;
         let encrypted = header[0] == ENCRYPTED;
-        if encrypted == self.keys.borrow().is_empty() {
+        if encrypted == self.keys.is_empty() {
             return refuse(if encrypted { "encrypted" } else { "not encrypted" });
         }
         let length = match header[0] {

@@ -32,8 +32,10 @@ pub enum ErrandEnd {
     Finished(Box<ExecuteOutcome>),
     /// The peer took the action and failed, or can't be asked any more.
     Returned(String),
-    /// The peer took nothing.
+    /// The peer took nothing: it has no room.
     Declined,
+    /// The peer took nothing: it could not be asked, or takes nothing from this node.
+    Unreached(String),
 }
 
 impl Errand {
@@ -61,6 +63,7 @@ impl Errand {
             ErrandEnd::Finished(outcome) => Request::Finished { run, outcome },
             ErrandEnd::Returned(why) => Request::Returned { run, why, peer: self.peer },
             ErrandEnd::Declined => Request::Declined { run },
+            ErrandEnd::Unreached(why) => Request::Unreached { run, why, peer: self.peer },
         };
         // A closed inbox means that the node is past caring.
         drop(self.requests.send(request).await);
@@ -91,7 +94,7 @@ pub struct PeerCapacity {
 /// How busy this node is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Actions that may run at the same time.
+    /// Actions that may run at the same time; 0 while the store has no room for what they give.
     pub slots: usize,
     /// Actions that run.
     pub running: usize,

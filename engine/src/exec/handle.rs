@@ -100,6 +100,11 @@ pub(super) enum Request {
     Declined {
         run: RunId,
     },
+    Unreached {
+        run: RunId,
+        why: String,
+        peer: Arc<str>,
+    },
     Wait {
         name: String,
         reply: oneshot::Sender<Option<Listening>>,
@@ -218,6 +223,12 @@ impl Executions {
     pub async fn cancel(&self, name: &str) -> Result<(), ExecError> {
         let known = self.ask(|reply| Request::Cancel { name: name.to_owned(), reply }).await?;
         if known { Ok(()) } else { Err(ExecError::NoOperation(name.to_owned())) }
+    }
+
+    /// Requests that wait for the schedule, and how many may.
+    #[must_use]
+    pub fn inbox(&self) -> (usize, usize) {
+        (self.requests.len(), REQUESTS_MAX)
     }
 
     /// What waits, runs and has passed, at this moment.

@@ -60,16 +60,27 @@ impl Prepared {
     }
 
     /// Keeps what the action gave: its result, where it may be cached, and its blobs below, where
-    /// the instance's mode says so.
+    /// the instance's mode says so. What can't be written below now is written later: the action
+    /// has run, and its outputs are here.
     ///
     /// # Errors
     /// As [`action_cache::put`].
     pub async fn keep(&self, result: &ActionResult, bounds: TreeBounds) -> Result<(), BlobError> {
-        if result.exit_code == 0 && self.cacheable {
-            let Self { blobs, instance, digest, .. } = self;
-            return action_cache::put(blobs, instance, *digest, result, bounds).await;
+        let Self { blobs, instance, digest, .. } = self;
+        let stored = (result.exit_code == 0 && self.cacheable).then_some((&**instance, *digest));
+        let kept = match stored {
+            Some((instance, digest)) => {
+                action_cache::put(blobs, instance, digest, result, bounds).await
+            }
+            None => action_cache::push_blobs(blobs, result, bounds).await.map(drop),
+        };
+        match kept {
+            Err(BlobError::Below(why)) => {
+                tracing::debug!(action = %digest, %why, "outputs are written below later");
+                action_cache::owe(blobs, result, stored, bounds).await
+            }
+            other => other,
         }
-        action_cache::push_blobs(&self.blobs, result, bounds).await.map(drop)
     }
 }
 

@@ -2,7 +2,7 @@
 //! state; must never wait for anything but its inbox.
 
 use super::{
-    ExecError, ExecuteOutcome, RunProgress,
+    ExecError, ExecuteOutcome, RunProgress, Timestamps,
     handle::{ExecutionsConfig, Listening, OperationName, OperationState, Request, Stage},
     prepare::Prepared,
     scheduler::{
@@ -13,12 +13,12 @@ use super::{
     },
     worker::Job,
 };
-use crate::{env::clock::Clock, tier::action_cache};
+use crate::{blob::BlobError, env::clock::Clock, tier::action_cache};
 use rustix::{event::EventfdFlags, fd::OwnedFd};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 use tokio::sync::{oneshot, watch};
 
@@ -27,7 +27,10 @@ mod away;
 pub(super) use away::Away;
 
 /// How long an operation may wait without anybody listening: clients reconnect within seconds.
-const ABANDON_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
+const ABANDON_AFTER: Duration = Duration::from_secs(60);
+/// How long a node says that it has no slots after its store could not keep what an action needs
+/// or gives: then the next one finds out.
+const FULL_FOR: Duration = Duration::from_secs(10);
 
 /// One operation, live or remembered.
 pub(super) struct Held {
@@ -48,6 +51,26 @@ enum Cancel {
     Peer { name: Arc<str>, _unwanted: oneshot::Sender<()> },
 }
 
+/// A run that a worker or a peer has: whoever joins it later is told of it as well.
+struct Attempt {
+    cancel: Cancel,
+    /// When it went through which step, once its process runs.
+    times: Timestamps,
+}
+
+impl Attempt {
+    fn new(cancel: Cancel) -> Self {
+        Self { cancel, times: Timestamps::default() }
+    }
+
+    fn peer(&self) -> Option<&Arc<str>> {
+        match &self.cancel {
+            Cancel::Worker(_) => None,
+            Cancel::Peer { name, .. } => Some(name),
+        }
+    }
+}
+
 /// The state behind [`super::Executions`].
 pub(super) struct Schedule {
     scheduler: Scheduler,
@@ -56,10 +79,12 @@ pub(super) struct Schedule {
     jobs: crossbeam_channel::Sender<Job>,
     operations: BTreeMap<OperationId, Held>,
     names: HashMap<OperationName, OperationId>,
-    /// What ends the runs that workers and peers have.
-    cancels: BTreeMap<RunId, Cancel>,
+    /// The runs that workers and peers have.
+    attempts: BTreeMap<RunId, Attempt>,
     away: Away,
     slots: usize,
+    /// The store was full a moment ago: peers are to send nothing until then.
+    full_until: Option<Duration>,
     /// What follows from effects, for their turn: a start that fails frees its slot for the next
     /// one, and a call for each would be a stack as deep as the queue is long. Empty between
     /// requests; holds no more than there are slots.
@@ -91,9 +116,10 @@ impl Schedule {
             jobs,
             operations: BTreeMap::new(),
             names: HashMap::new(),
-            cancels: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             away,
             slots: config.slots,
+            full_until: None,
             pending: VecDeque::new(),
             next: 0,
             idle: Vec::new(),
@@ -121,13 +147,20 @@ impl Schedule {
             }
             Request::Peers { peers } => self.peers(peers),
             Request::Returned { run, why, peer } => {
-                self.cancels.remove(&run);
+                self.attempts.remove(&run);
                 tracing::info!(why, %peer, "a peer handed an action back");
                 self.handle(Event::Returned { run }, None);
             }
             Request::Declined { run } => {
-                self.cancels.remove(&run);
+                self.attempts.remove(&run);
                 self.handle(Event::Declined { run }, None);
+            }
+            Request::Unreached { run, why, peer } => {
+                self.attempts.remove(&run);
+                if self.away.is_news(&peer, self.clock.now()) {
+                    tracing::warn!(why, %peer, "a peer takes nothing; it is left alone for a time");
+                }
+                self.handle(Event::Unreached { run }, None);
             }
             Request::Wait { name, reply } => {
                 let held = self.names.get(name.as_str()).and_then(|id| self.operations.get(id));
@@ -154,7 +187,10 @@ impl Schedule {
             }
             Request::Progress { run, progress } => self.progress(run, progress),
             Request::Finished { run, outcome } => {
-                self.cancels.remove(&run);
+                self.attempts.remove(&run);
+                if matches!(outcome.error, Some(ExecError::Store(BlobError::Full))) {
+                    self.full_until = Some(self.clock.now() + FULL_FOR);
+                }
                 match &outcome.error {
                     // The node's fault, not the action's: another worker may do better.
                     Some(ExecError::Worker(why)) => {
@@ -174,6 +210,9 @@ impl Schedule {
         forwarded: bool,
         reply: oneshot::Sender<Result<Listening, ExecError>>,
     ) {
+        if forwarded && self.is_full() {
+            return drop(reply.send(Err(ExecError::Overloaded)));
+        }
         self.next += 1;
         let operation = OperationId(self.next);
         let name: OperationName = format!("{}:{}", self.node_id, uuid::Uuid::new_v4()).into();
@@ -189,6 +228,11 @@ impl Schedule {
         self.operations.insert(operation, held);
         let submit = Event::Submit { operation, action, priority, joinable, locality, forwarded };
         self.handle(submit, None);
+    }
+
+    /// Whether the store has no room, as far as is known.
+    fn is_full(&self) -> bool {
+        self.full_until.is_some_and(|until| self.clock.now() < until)
     }
 
     fn tick(&mut self) {
@@ -208,24 +252,10 @@ impl Schedule {
         let RunProgress::Executing(times) = progress else {
             return self.handle(Event::Stage { run, stage: ExecutionStage::Queued }, None);
         };
-        let peer = match self.cancels.get(&run) {
-            Some(Cancel::Peer { name, .. }) => Some(name.clone()),
-            _ => None,
-        };
-        let stage = ExecutionStage::Executing;
-        let effects = self.scheduler.handle(Event::Stage { run, stage }, self.clock.now());
-        for effect in &effects {
-            if let Effect::Publish { operation, .. } = effect
-                && let Some(held) = self.operations.get(operation)
-            {
-                held.state.send_modify(|state| {
-                    state.times = times;
-                    state.peer = peer.clone();
-                });
-            }
+        if let Some(attempt) = self.attempts.get_mut(&run) {
+            attempt.times = times;
         }
-        self.perform(effects, None);
-        self.settle();
+        self.handle(Event::Stage { run, stage: ExecutionStage::Executing }, None);
     }
 
     fn handle(&mut self, event: Event, outcome: Option<Arc<ExecuteOutcome>>) {
@@ -282,12 +312,19 @@ impl Schedule {
     }
 
     fn publish(&mut self, operation: OperationId, stage: ExecutionStage) {
+        let attempt = self.scheduler.attempt(operation).and_then(|run| self.attempts.get(&run));
         let Some(held) = self.operations.get_mut(&operation) else { return };
-        held.state.send_modify(|state| {
-            state.stage = match stage {
-                ExecutionStage::Queued => Stage::Queued,
-                ExecutionStage::Executing => Stage::Executing,
-            };
+        held.state.send_modify(|state| match (stage, attempt) {
+            (ExecutionStage::Executing, Some(attempt)) => {
+                state.stage = Stage::Executing;
+                state.times = attempt.times;
+                state.peer = attempt.peer().cloned();
+            }
+            _ => {
+                state.stage = Stage::Queued;
+                state.times = Timestamps::queued(held.queued);
+                state.peer = None;
+            }
         });
         // The first one says that the operation was accepted.
         if let Some((reply, listening)) = held.asked.take() {
@@ -296,12 +333,12 @@ impl Schedule {
     }
 
     fn kill(&mut self, run: RunId) {
-        match self.cancels.get(&run) {
+        match self.attempts.get(&run).map(|attempt| &attempt.cancel) {
             Some(Cancel::Worker(cancel)) => {
                 // Cannot fail: the counter is written once.
                 let _ = rustix::io::write(cancel, &1_u64.to_ne_bytes());
             }
-            Some(Cancel::Peer { .. }) => drop(self.cancels.remove(&run)),
+            Some(Cancel::Peer { .. }) => drop(self.attempts.remove(&run)),
             None => {}
         }
     }
@@ -314,9 +351,9 @@ impl Schedule {
             Ok(cancel) => Arc::new(cancel),
             Err(error) => return self.cannot_start(run, &error.to_string()),
         };
-        self.cancels.insert(run, Cancel::Worker(cancel.clone()));
+        self.attempts.insert(run, Attempt::new(Cancel::Worker(cancel.clone())));
         if self.jobs.try_send(Job { run, prepared, queued, cancel }).is_err() {
-            self.cancels.remove(&run);
+            self.attempts.remove(&run);
             self.cannot_start(run, "no worker takes it");
         }
     }

@@ -7,7 +7,7 @@
 //! ```text
 //! Submit --> joins a run of the same action | opens one
 //!                                                |
-//!        Returned, Declined: waits again         v
+//!     Returned, Declined, Unreached: again       v
 //!   worker, peer ----------------------------> queue
 //!     ^  |                                       |
 //!     |  Finished, or too often Returned         | a slot is free, or else a peer has room
@@ -85,6 +85,8 @@ pub struct Snapshot {
     pub kept: usize,
     /// Whether the node stops.
     pub draining: bool,
+    /// Operations that joined the run of another since the start.
+    pub joined: u64,
     /// What has passed between this node and its peers.
     pub offload: Counters,
 }
@@ -98,6 +100,8 @@ pub struct Counters {
     pub taken_back: u64,
     /// Runs for which a peer had no room.
     pub declined: u64,
+    /// Runs that no peer was told of, because it could not be asked or takes nothing from here.
+    pub unreached: u64,
     /// Operations accepted from peers.
     pub received: u64,
 }
@@ -119,6 +123,7 @@ pub(crate) struct Scheduler {
     running: BTreeMap<RunId, Option<Arrival>>,
     away: AwayRuns,
     peers: Peers,
+    joined: u64,
     counters: Counters,
     /// Ended operations and when they ended, oldest first.
     ended: VecDeque<(Duration, OperationId)>,
@@ -142,6 +147,7 @@ impl Scheduler {
             running: BTreeMap::new(),
             away: AwayRuns::default(),
             peers: Peers::default(),
+            joined: 0,
             counters: Counters::default(),
             ended: VecDeque::new(),
             effects: Vec::new(),
@@ -159,6 +165,7 @@ impl Scheduler {
             Event::Finished { run } => self.finished(run, now),
             Event::Returned { run } => self.returned(run, now),
             Event::Declined { run } => self.declined(run, now),
+            Event::Unreached { run } => self.unreached(run, now),
             Event::Peers { peers } => self.peers(&peers, now),
             Event::PeerGone { peer } => self.peer_gone(peer, now),
             Event::Cancel { operation } => self.cancel(operation, now),
@@ -181,6 +188,7 @@ impl Scheduler {
             operations: self.operations.len(),
             kept: self.ended.len(),
             draining: self.draining,
+            joined: self.joined,
             offload: self.counters,
         }
     }
@@ -201,6 +209,7 @@ impl Scheduler {
             return;
         }
         self.counters.received += u64::from(wanted.forwarded);
+        self.joined += u64::from(joined.is_some());
         let priority = wanted.priority;
         let arrival = joined.unwrap_or_else(|| self.open_run(&wanted));
         self.operations

@@ -135,6 +135,28 @@ pub async fn push_blobs(blobs: &Blobs, result: &ActionResult, bounds: TreeBounds
     }
 }
 
+/// Puts into the backlog what could not be written below: a result and its blobs where it is
+/// `stored`, by instance and action; else the blobs alone.
+///
+/// # Errors
+/// `Overloaded`, `Stopped`, `Disk`.
+pub async fn owe(
+    blobs: &Blobs,
+    result: &ActionResult,
+    stored: Option<(&str, Digest)>,
+    bounds: TreeBounds,
+) -> Result<()> {
+    let Some(backing) = blobs.backing() else { return Ok(()) };
+    let owed = match stored {
+        Some((instance, action)) => vec![Item::Action { instance: instance.to_owned(), action }],
+        None => {
+            let named = closure(blobs, result, bounds).await?.unwrap_or_default();
+            named.into_iter().map(Item::Blob).collect()
+        }
+    };
+    Ok(backing.backlog.push(owed).await?)
+}
+
 /// The key under which a result lies: instances do not see each other's.
 #[must_use]
 pub fn key(instance: &str, action: Digest) -> [u8; HASH_BYTES] {

@@ -228,19 +228,33 @@ impl Blobs {
         let (large, small): (Vec<_>, Vec<_>) =
             digests.iter().copied().partition(|digest| tier.is_large(digest));
         for batch in super::batch::batches(small, Digest::size, SMALL_BYTES_MAX) {
-            for fetched in tier.fetch_many(batch).await? {
-                keep_going(fetched.map(drop))?;
+            let fetched = tier.fetch_many(batch.clone()).await?;
+            let mut given = Vec::with_capacity(fetched.len());
+            for (digest, fetched) in batch.into_iter().zip(fetched) {
+                given.extend(keep_going(fetched)?.map(|bytes| (digest, bytes)));
             }
+            self.keep_given(given).await?;
         }
         let large = stream::iter(large.into_iter().map(Ok));
         large
             .try_for_each_concurrent(LARGE_AT_ONCE, |digest| async move {
                 match tier.fetch(digest).await {
-                    Ok(following) => keep_going(following.whole(digest).await),
-                    Err(error) => keep_going(Err(error)),
+                    Ok(following) => keep_going(following.whole(digest).await).map(drop),
+                    Err(error) => keep_going::<()>(Err(error)).map(drop),
                 }
             })
             .await
+    }
+
+    /// Sees to it that blobs which a tier gave are here: it hands out also what it could not keep.
+    async fn keep_given(&self, mut given: Vec<(Digest, Bytes)>) -> Result<()> {
+        let asked = given.iter().map(|(digest, _)| *digest).collect();
+        let missing = self.cores.find_missing(asked).await?;
+        given.retain(|(digest, _)| missing.contains(digest));
+        for kept in self.cores.put_many(given).await? {
+            kept?;
+        }
+        Ok(())
     }
 
     /// Keeps blobs here, and below as the instance's mode says; an answer for each in its place.
@@ -330,9 +344,9 @@ fn worse<T>(before: Option<&BlobError>, answer: Result<T>) -> Result<T> {
 
 /// A blob that can't be had from one tier may be had from the next; a store that can't keep it
 /// ends the search.
-fn keep_going(fetched: Result<()>) -> Result<()> {
+fn keep_going<T>(fetched: Result<T>) -> Result<Option<T>> {
     match fetched {
-        Err(error) if is_absence(&error) => Ok(()),
-        other => other,
+        Err(error) if is_absence(&error) => Ok(None),
+        other => other.map(Some),
     }
 }

@@ -74,8 +74,8 @@ async fn stream(
     let mut fill = None;
     let received = receive(shared, digest, phase, &mut fill).await;
     match (received, fill) {
-        (Ok(()), Some(fill)) => fill.finish().await.map_err(|error| wrong_or_own(error, digest)),
-        (Ok(()), None) => Err(BelowError::Wrong(digest)),
+        (Ok(()), Some(fill)) => fill.finish().await.map_err(|error| own(shared, error, digest)),
+        (Ok(()), None) => Err(found_wrong(shared, digest)),
         (Err(BelowError::Wrong(_)), Some(fill)) => {
             // Those that read it already are told so, not that it may be had later.
             fill.refuse().await;
@@ -97,7 +97,7 @@ async fn receive(
     while received < digest.size() {
         let piece = match pieces.next().await {
             Some(Ok(piece)) => piece,
-            None => return Err(BelowError::Wrong(digest)),
+            None => return Err(found_wrong(shared, digest)),
             Some(Err(error)) if error.may_pass() && resumes < RESUMES_MAX => {
                 resumes += 1;
                 shared.counts.resumed.add(1);
@@ -108,7 +108,7 @@ async fn receive(
         };
         received += piece.len() as u64;
         if received > digest.size() {
-            return Err(BelowError::Wrong(digest));
+            return Err(found_wrong(shared, digest));
         }
         let fill = match fill {
             Some(fill) => fill,
@@ -118,21 +118,29 @@ async fn receive(
                 begun
             }
         };
-        fill.write(piece).await.map_err(|error| wrong_or_own(error, digest))?;
+        fill.write(piece).await.map_err(|error| own(shared, error, digest))?;
     }
-    // Too many bytes are as wrong as too few.
+    // Too many bytes are as wrong as too few. Whoever counts errors does not ask beyond the last
+    // byte, so that what comes there is found here, whoever says it.
     match pieces.next().await {
-        Some(Ok(more)) if !more.is_empty() => Err(BelowError::Wrong(digest)),
-        Some(Err(BelowError::Wrong(_))) => Err(BelowError::Wrong(digest)),
+        Some(Ok(more)) if !more.is_empty() => Err(found_wrong(shared, digest)),
+        Some(Err(BelowError::Wrong(_))) => Err(found_wrong(shared, digest)),
         _ => Ok(()),
     }
 }
 
-fn wrong_or_own(error: BlobError, digest: Digest) -> BelowError {
+fn own(shared: &Shared, error: BlobError, digest: Digest) -> BelowError {
     match error {
-        BlobError::Mismatch(_) => BelowError::Wrong(digest),
+        BlobError::Mismatch(_) => found_wrong(shared, digest),
         other => BelowError::Local(other),
     }
+}
+
+/// Bytes that are found wrong here: whoever guards the tier is told of them. It counts by itself
+/// what comes as an error.
+fn found_wrong(shared: &Shared, digest: Digest) -> BelowError {
+    shared.below.report_wrong();
+    BelowError::Wrong(digest)
 }
 
 /// Small blobs in one request: hashed, kept, handed out.
@@ -150,7 +158,10 @@ pub(super) async fn small(shared: &Shared, group: Vec<Wanted>) -> Vec<(Digest, K
                 known.push((*digest, Known::Here));
                 kept.push((*digest, bytes.clone()));
             }
-            Some(Ok(_) | Err(BelowError::Wrong(_))) => {
+            Some(one @ (Ok(_) | Err(BelowError::Wrong(_)))) => {
+                if one.is_ok() {
+                    shared.below.report_wrong();
+                }
                 wrong(shared, *digest);
                 known.push((*digest, Known::Wrong));
             }
@@ -182,6 +193,5 @@ pub(super) async fn small(shared: &Shared, group: Vec<Wanted>) -> Vec<(Digest, K
 
 fn wrong(shared: &Shared, digest: Digest) {
     shared.counts.wrong.add(1);
-    shared.below.report_wrong();
     tracing::error!(tier = shared.below.name(), %digest, "wrong bytes came from below");
 }

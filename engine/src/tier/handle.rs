@@ -53,6 +53,15 @@ pub(super) enum Request {
         digests: Vec<Digest>,
         reply: Reply<Result<Vec<Digest>>>,
     },
+    /// Those that are known to be wrong below.
+    Wrong {
+        digests: Vec<Digest>,
+        reply: Reply<Vec<Digest>>,
+    },
+    /// Somebody else wrote these below.
+    Written {
+        digests: Vec<Digest>,
+    },
     Push {
         digests: Vec<Digest>,
         reply: Reply<Result<()>>,
@@ -180,6 +189,24 @@ impl Tier {
     /// `Below`, `Overloaded`.
     pub async fn find_missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>> {
         self.ask(|reply| Request::FindMissing { digests, reply }).await?
+    }
+
+    /// Those of these blobs of which below is known to have other bytes, or none although it says
+    /// so: whoever writes below writes them whatever it says. None where the tier is too busy.
+    pub async fn wrong_among(&self, digests: Vec<Digest>) -> Vec<Digest> {
+        self.ask(|reply| Request::Wrong { digests, reply }).await.unwrap_or_default()
+    }
+
+    /// Says that these blobs were written below, past this tier.
+    pub fn written(&self, digests: Vec<Digest>) {
+        // A full inbox loses it: they count as wrong for longer than they are.
+        drop(self.requests.try_send(Request::Written { digests }));
+    }
+
+    /// Requests that wait for the tier's loop, and how many may.
+    #[must_use]
+    pub fn inbox(&self) -> (usize, usize) {
+        (self.requests.len(), REQUESTS_MAX)
     }
 
     /// Writes below what it lacks of these blobs, which are here.

@@ -1,8 +1,8 @@
 //! This node as the backlog sees it: where the bytes lie that are owed to the tier below. Must
-//! never ask a tier.
+//! never ask what is below: of that it knows only what the tier remembers.
 
 use super::{
-    Blobs, Local, Outgoing,
+    Blobs, Local, Outgoing, Tier,
     action_cache::{self, TreeBounds},
     backlog::{BacklogError, StoredResult},
     push::outgoing,
@@ -19,13 +19,14 @@ use futures_util::future::BoxFuture;
 pub struct LocalBlobs {
     blobs: Blobs,
     bounds: TreeBounds,
+    tier: Tier,
 }
 
 impl LocalBlobs {
-    /// What `cores` keep.
+    /// What `cores` keep, owed to `tier`.
     #[must_use]
-    pub fn new(cores: Cores, bounds: TreeBounds) -> Self {
-        Self { blobs: cores.into(), bounds }
+    pub fn new(cores: Cores, bounds: TreeBounds, tier: Tier) -> Self {
+        Self { blobs: cores.into(), bounds, tier }
     }
 }
 
@@ -36,6 +37,14 @@ impl Local for LocalBlobs {
 
     fn read(&self, digest: Digest) -> BoxFuture<'_, Result<Bytes>> {
         Box::pin(self.blobs.cores().read(digest, u64::MAX))
+    }
+
+    fn wrong_below(&self, digests: Vec<Digest>) -> BoxFuture<'_, Vec<Digest>> {
+        Box::pin(self.tier.wrong_among(digests))
+    }
+
+    fn written_below(&self, digests: Vec<Digest>) {
+        self.tier.written(digests);
     }
 
     fn result<'a>(

@@ -127,10 +127,10 @@ impl Serving {
                 self.fetch_many(&digests, anew, reply, jobs);
             }
             Request::FindMissing { digests, reply } => self.find_missing(digests, reply, jobs),
+            Request::Wrong { digests, reply } => drop(reply.send(self.wrong_among(&digests))),
+            Request::Written { digests } => self.ended(Ended::Write(digests)),
             Request::Push { digests, reply } => {
-                let now = self.clock.now();
-                let is_wrong = |digest: &&Digest| self.memory.is_wrong(digest, now);
-                let wrong = digests.iter().filter(is_wrong).copied().collect();
+                let wrong = self.wrong_among(&digests);
                 jobs.push(Box::pin(async move {
                     let pushed = push::push(&shared, digests.clone(), wrong).await;
                     let written = if pushed.is_ok() { digests } else { Vec::new() };
@@ -159,6 +159,12 @@ impl Serving {
                 }));
             }
         }
+    }
+
+    fn wrong_among(&self, digests: &[Digest]) -> Vec<Digest> {
+        let now = self.clock.now();
+        let wrong = digests.iter().filter(|digest| self.memory.is_wrong(digest, now));
+        wrong.copied().collect()
     }
 
     /// Asks which blobs below lacks; those that are wrong there count as lacking.

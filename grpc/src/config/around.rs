@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::{
-    control::{KEYS_MAX, SEEDS_MAX},
+    control::{KEYS_MAX, SEEDS_MAX, Seed},
     tier::WriteMode,
 };
 use serde::Deserialize;
@@ -193,6 +193,17 @@ pub(super) fn cluster(raw: RawCluster) -> Checked<ClusterSettings> {
         "" => Ok(None),
         text => address(key, text).map(Some),
     };
+    let advertise = optional("advertise", &raw.advertise)?;
+    if advertise.is_some_and(|address| address.ip().is_unspecified() || address.port() == 0) {
+        return Err(fault("advertise", "an address and port that others can reach"));
+    }
+    if !raw.endpoint.is_empty() {
+        let is_one = raw.endpoint.parse::<Seed>().is_ok();
+        let address = raw.endpoint.parse::<SocketAddr>();
+        if !is_one || address.is_ok_and(|address| address.ip().is_unspecified()) {
+            return Err(fault("endpoint", "HOST:PORT, where others can reach this node"));
+        }
+    }
     let secret_chars = raw.secret.chars().count();
     if secret_chars > 0 && secret_chars < SECRET_CHARS_MIN {
         let expected = format!("nothing, or at least {SECRET_CHARS_MIN} characters");
@@ -206,7 +217,7 @@ pub(super) fn cluster(raw: RawCluster) -> Checked<ClusterSettings> {
     }
     Ok(ClusterSettings {
         listen: optional("listen", &raw.listen)?,
-        advertise: optional("advertise", &raw.advertise)?,
+        advertise,
         endpoint: raw.endpoint,
         peers: raw.peers,
         resolve_every: period("resolve_every", raw.resolve_every, SECOND..=DAY)?,

@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use engine::control::NODE_ID_BYTES_MAX;
+
 use crate::resource_name::KEYWORDS;
 
 use super::error::Fault;
@@ -28,7 +30,7 @@ pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Instance names in one list.
 const INSTANCES_MAX: usize = 1000;
-/// Bytes of one instance name or node id: as long as a host name may be.
+/// Bytes of one instance name: as long as a host name may be.
 const NAME_BYTES_MAX: usize = 253;
 /// Paths in one toolchain.
 const TOOLCHAIN_PATHS_MAX: usize = 1000;
@@ -197,11 +199,11 @@ fn node_id(id: String) -> Checked<String> {
     let is_named = !id.is_empty();
     let id = if is_named { id } else { host_name() };
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if !id.is_empty() && id.len() <= NAME_BYTES_MAX && id.chars().all(is_allowed) {
+    if !id.is_empty() && id.len() <= NODE_ID_BYTES_MAX && id.chars().all(is_allowed) {
         return Ok(id);
     }
     let what = if is_named { "" } else { " (the host has no such name: one has to be given)" };
-    let expected = format!("1 to {NAME_BYTES_MAX} letters, digits and . _ -{what}");
+    let expected = format!("1 to {NODE_ID_BYTES_MAX} letters, digits and . _ -{what}");
     Err(fault("node_id", expected))
 }
 

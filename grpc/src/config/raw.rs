@@ -5,6 +5,7 @@
 //! Invariant: no default stands in the code. `config.yaml` is built into the program as the lowest
 //! layer, so every key is optional for whoever starts a node, and none is absent here.
 
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -242,9 +243,12 @@ fn variables(env: impl Iterator<Item = (String, String)>) -> Vec<(String, String
 /// kinds of its own.
 fn typed(text: &str, default: Option<&Value>) -> Value {
     let scalar = read::scalar(text);
+    // `[::1]:1,[::1]:2` begins as a list of YAML does, and is none.
+    let in_brackets = text.trim_start().strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let is_address = in_brackets.is_some_and(|(inside, _)| inside.parse::<Ipv6Addr>().is_ok());
     match (default, scalar) {
-        (Some(Value::List(_)), list @ Value::List(_)) => list,
-        (Some(Value::List(_)), _) if !text.trim_start().starts_with('[') => {
+        (Some(Value::List(_)), list @ Value::List(_)) if !is_address => list,
+        (Some(Value::List(_)), _) if is_address || !text.trim_start().starts_with('[') => {
             let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
             Value::List(parts.map(|part| Value::Text(part.to_owned())).collect())
         }

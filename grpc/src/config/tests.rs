@@ -109,6 +109,11 @@ fn a_variable_is_typed_by_its_key() {
     assert_eq!(instances("a, b"), ["a", "b"]);
     assert_eq!(instances("[a, 'b,c']"), ["a", "b,c"]);
     assert_eq!(instances(""), [""; 0]);
+    let peers = |value| config("RINGFORGE__CLUSTER__PEERS", value).cluster.peers;
+    assert_eq!(peers("[::1]:1, [fe80::2]:2,a:3"), ["[::1]:1", "[fe80::2]:2", "a:3"]);
+    assert_eq!(peers("[::1]:1"), ["[::1]:1"]);
+    assert_eq!(peers("['[::1]:1', \"a:3\"]"), ["[::1]:1", "a:3"]);
+    assert_eq!(peers("[a:3]"), ["a:3"]);
     assert_eq!(config("RINGFORGE__EXECUTION__NODE_ID", "007").execution.node_id, "007");
     assert_eq!(config("RINGFORGE__EXECUTION__NODE_ID", "'8'").execution.node_id, "8");
     assert!(config("RINGFORGE__SANDBOX__NETWORK", "true").sandbox.network);
@@ -116,6 +121,13 @@ fn a_variable_is_typed_by_its_key() {
     assert_eq!(config("RINGFORGE__CPUS__DATA", "4").cpus.data, CpuChoice::List(vec![4]));
     assert_eq!(config("RINGFORGE__STORE__BYTES_MAX", "1073741824").store.bytes_max, 1 << 30);
     assert_eq!(config("RINGFORGE__SERVER__STREAMS_MAX", "7").server.streams_max, 7);
+}
+
+#[test]
+fn a_name_of_a_node_is_as_long_as_the_cluster_takes_it() {
+    let longest = "n".repeat(engine::control::NODE_ID_BYTES_MAX);
+    assert!(variable("RINGFORGE__EXECUTION__NODE_ID", &longest).is_ok());
+    assert!(variable("RINGFORGE__EXECUTION__NODE_ID", &format!("{longest}n")).is_err());
 }
 
 #[test]
@@ -189,7 +201,7 @@ fn a_bad_value_is_named_with_its_place_and_what_was_expected() {
         ("cpus: {data: 99999999999-1}", "node.yaml:1: `cpus.data`: expected auto or a list of CP"),
         ("execution: {enabled: yes}", "node.yaml:1: `execution.enabled`: expected a boolean, foun"),
         ("execution: {slots: many}", "node.yaml:1: `execution.slots`: expected auto or a whole n"),
-        ("execution: {node_id: 'a:b'}", "node.yaml:1: `execution.node_id`: expected 1 to 253 let"),
+        ("execution: {node_id: 'a:b'}", "node.yaml:1: `execution.node_id`: expected 1 to 128 let"),
         ("execution: {node_id: 12}", "node.yaml:1: `execution.node_id`: expected a string, found"),
         ("sandbox: {toolchain: [usr]}", "node.yaml:1: `sandbox.toolchain`: expected absolute path"),
         ("sandbox: {toolchain: [/]}", "node.yaml:1: `sandbox.toolchain`: expected absolute path"),
@@ -197,6 +209,20 @@ fn a_bad_value_is_named_with_its_place_and_what_was_expected() {
         ("sandbox: {toolchain: /usr}", "node.yaml:1: `sandbox.toolchain`: expected a sequence, f"),
         ("sandbox: {uid_first: 0}", "node.yaml:1: `sandbox.uid_first`: expected 1000 to 4"),
         ("server: {instances: [a/blobs]}", "node.yaml:1: `server.instances`: expected at most 1"),
+        ("cluster: {advertise: '0.0.0.0:7946'}", "node.yaml:1: `cluster.advertise`: expected an a"),
+        ("cluster: {advertise: '[::]:7946'}", "node.yaml:1: `cluster.advertise`: expected an addr"),
+        (
+            "cluster: {endpoint: '[::]:8980'}",
+            "node.yaml:1: `cluster.endpoint`: expected HOST:PORT,",
+        ),
+        (
+            "cluster: {endpoint: '0.0.0.0:1'}",
+            "node.yaml:1: `cluster.endpoint`: expected HOST:PORT,",
+        ),
+        (
+            "cluster: {endpoint: '10.0.0.1'}",
+            "node.yaml:1: `cluster.endpoint`: expected HOST:PORT, ",
+        ),
         ("server: {streams_max: 1.5}", "node.yaml:1: `server.streams_max`: expected a whole numb"),
     ];
     for (text, expect) in table {

@@ -10,7 +10,17 @@ use futures_util::future::LocalBoxFuture;
 use std::cell::RefCell;
 use tokio::time::timeout;
 
-const NUMBERS: [Number<ScheduleCounts>; 12] = [
+/// Of requests that wait for the schedule, and how many may.
+const INBOX: [Number<(usize, usize)>; 2] = [
+    (gauge("ringforge_executions_inbox", "Requests that wait for the schedule."), |inbox| {
+        inbox.0 as f64
+    }),
+    (gauge("ringforge_executions_inbox_max", "Requests that may wait for it."), |inbox| {
+        inbox.1 as f64
+    }),
+];
+
+const NUMBERS: [Number<ScheduleCounts>; 14] = [
     (gauge("ringforge_executions_slots", "Actions that may run at the same time."), |all| {
         all.slots as f64
     }),
@@ -30,6 +40,13 @@ const NUMBERS: [Number<ScheduleCounts>; 12] = [
             "Operations that have not ended; several may share an action.",
         ),
         |all| all.operations as f64,
+    ),
+    (
+        counter(
+            "ringforge_operations_joined_total",
+            "Operations that joined the run of another one with the same action.",
+        ),
+        |all| all.joined as f64,
     ),
     (gauge("ringforge_operations_kept", "Ended operations that can still be asked for."), |all| {
         all.kept as f64
@@ -51,6 +68,13 @@ const NUMBERS: [Number<ScheduleCounts>; 12] = [
     (counter("ringforge_offload_declined_total", "Actions for which a peer had no room."), |all| {
         all.offload.declined as f64
     }),
+    (
+        counter(
+            "ringforge_offload_unreached_total",
+            "Actions that a peer could not be told of, or that it takes none of from this node.",
+        ),
+        |all| all.offload.unreached as f64,
+    ),
     (counter("ringforge_offload_received_total", "Operations accepted from peers."), |all| {
         all.offload.received as f64
     }),
@@ -68,6 +92,7 @@ impl WatchedExecutions {
     }
 
     async fn write(&self, page: &mut Page) {
+        page.set_all(&INBOX, &self.executions.inbox(), &[]);
         let answer = timeout(ANSWER_WAIT, self.executions.counts()).await;
         let mut last = self.last.borrow_mut();
         if let Ok(Ok(counts)) = answer {

@@ -1,5 +1,5 @@
-//! The numbers of what lies below: how it answers, what came from it and went to it, what it is
-//! owed. Must only read.
+//! The numbers of what lies below, and of the nodes that share their blobs: how it answers, what
+//! came from it and went to it, what it is owed. Must only read.
 
 use super::{
     Collector,
@@ -11,7 +11,7 @@ use engine::tier::{
 use futures_util::future::{LocalBoxFuture, ready};
 use std::time::Duration;
 
-const HEALTH: [Number<Health>; 16] = [
+const HEALTH: [Number<Health>; 18] = [
     (
         gauge(
             "ringforge_tier_breaker_state",
@@ -81,8 +81,14 @@ const HEALTH: [Number<Health>; 16] = [
         gauge("ringforge_tier_in_flight", "Attempts in flight, streams being read included."),
         |tier| tier.in_flight as f64,
     ),
+    (gauge("ringforge_tier_in_flight_max", "Attempts that may be in flight."), |tier| {
+        tier.in_flight_max as f64
+    }),
     (gauge("ringforge_tier_waiting", "Attempts that wait for their turn."), |tier| {
         tier.waiting as f64
+    }),
+    (gauge("ringforge_tier_waiting_max", "Attempts that may wait for their turn."), |tier| {
+        tier.waiting_max as f64
     }),
 ];
 
@@ -144,12 +150,25 @@ const TIER: [Number<TierCounts>; 12] = [
     }),
 ];
 
-const BACKLOG: [Number<BacklogSnapshot>; 10] = [
+/// Of requests that wait for the tier's loop, and how many may.
+const INBOX: [Number<(usize, usize)>; 2] = [
+    (gauge("ringforge_tier_inbox", "Requests that wait for the tier's loop."), |inbox| {
+        inbox.0 as f64
+    }),
+    (gauge("ringforge_tier_inbox_max", "Requests that may wait for the tier's loop."), |inbox| {
+        inbox.1 as f64
+    }),
+];
+
+const BACKLOG: [Number<BacklogSnapshot>; 11] = [
     (gauge("ringforge_backlog_blobs", "Blobs that wait to be written below."), |backlog| {
         backlog.blobs as f64
     }),
     (gauge("ringforge_backlog_results", "Results that wait to be written below."), |backlog| {
         backlog.actions as f64
+    }),
+    (gauge("ringforge_backlog_max", "Blobs and results that may wait, together."), |backlog| {
+        backlog.items_max as f64
     }),
     (
         gauge(
@@ -194,13 +213,14 @@ const BACKLOG: [Number<BacklogSnapshot>; 10] = [
     ),
 ];
 
-/// A tier below.
+/// A tier below, or all nodes that share their blobs as one.
 pub(crate) struct WatchedTier {
-    /// What people call it: a URL without secrets.
+    /// What people call it: a URL without secrets, or `home`.
     pub(crate) name: String,
     pub(crate) guard: Guarded,
     pub(crate) tier: Tier,
-    pub(crate) backlog: Backlog,
+    /// Where writes wait for it, if it is written to.
+    pub(crate) backlog: Option<Backlog>,
 }
 
 impl WatchedTier {
@@ -209,7 +229,10 @@ impl WatchedTier {
         let health = self.guard.health();
         page.set_all(&HEALTH, &health, &labels);
         page.set_all(&TIER, self.tier.counts(), &labels);
-        page.set_all(&BACKLOG, &self.backlog.snapshot(), &labels);
+        page.set_all(&INBOX, &self.tier.inbox(), &labels);
+        if let Some(backlog) = &self.backlog {
+            page.set_all(&BACKLOG, &backlog.snapshot(), &labels);
+        }
         for times in &health.latencies {
             let labels = [("tier", self.name.as_str()), ("question", word(times.question))];
             let mut told = |family, time: Option<Duration>| {
@@ -230,7 +253,8 @@ impl Collector for WatchedTier {
     }
 }
 
-const fn breaker_state(state: BreakerState) -> f64 {
+/// A breaker's state as a number.
+pub(super) const fn breaker_state(state: BreakerState) -> f64 {
     match state {
         BreakerState::Closed => 0.0,
         BreakerState::HalfOpen => 1.0,

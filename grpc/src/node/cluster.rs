@@ -4,6 +4,7 @@
 use super::tiers::{self, Tiers};
 use crate::{
     config::{ClusterSettings, Config},
+    metrics::WatchedTier,
     peer::{Peering, PeeringParts, errands, home::Homes, proof::Secret},
 };
 use anyhow::{Context, bail};
@@ -12,7 +13,7 @@ use engine::{
     cores::Cores,
     exec::{self, Errand, Executions, PeerCapacity},
     limits::Limits,
-    tier::{Guarded, Tier},
+    tier::{Below, Guarded, Tier},
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -31,8 +32,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The cluster, once it is joined.
 pub(super) struct Cluster {
     pub(super) peering: Arc<Peering>,
-    /// Blobs of other nodes, by their homes; where nodes share.
-    pub(super) share: Option<Tier>,
+    /// Blobs of other nodes, by their homes, and how asking goes; where nodes share.
+    pub(super) share: Option<(Tier, Guarded)>,
     membership: Rc<Membership>,
     own: watch::Sender<OwnState>,
     offload: bool,
@@ -56,7 +57,7 @@ pub(super) async fn join(joining: Joining<'_>) -> anyhow::Result<Option<Cluster>
     let Joining { config, serving, cores, limits, tiers } = joining;
     let settings = &config.cluster;
     let Some(listen) = settings.listen else { return Ok(None) };
-    let endpoint = endpoint(settings, listen, serving);
+    let endpoint = endpoint(settings, listen, serving)?;
     check_trust(settings, listen, &endpoint)?;
     let seeds: Vec<Seed> = settings
         .peers
@@ -109,15 +110,15 @@ fn share(
     limits: &Limits,
     tiers: &Tiers,
     peering: &Arc<Peering>,
-) -> Tier {
+) -> (Tier, Guarded) {
     let _inside = tiers.runtime().enter();
     // Its parts are guarded, each peer by itself; one that is gone must not be all that are.
     let guard = tiers::guard_config(&config.backing);
     let homes = Guarded::new(Arc::new(Homes::new(peering)), guard);
     let limits = tiers::peer_tier_config(&config.backing, limits);
-    let (tier, serve) = Tier::new(Arc::new(homes), cores.clone(), limits);
+    let (tier, serve) = Tier::new(Arc::new(homes.clone()), cores.clone(), limits);
     tokio::spawn(serve);
-    tier
+    (tier, homes)
 }
 
 impl Cluster {
@@ -138,6 +139,12 @@ impl Cluster {
     pub(super) fn take(&self, errands: async_channel::Receiver<Errand>, limits: &Limits) {
         let taken = errands::run(errands, self.peering.clone(), limits.into());
         self.peering.runtime().spawn(taken);
+    }
+
+    /// What of other nodes' blobs is watched.
+    pub(super) fn watched(&self) -> Option<WatchedTier> {
+        let (tier, guard) = self.share.clone()?;
+        Some(WatchedTier { name: guard.name().to_owned(), guard, tier, backlog: None })
     }
 
     /// How the cluster is told that this node goes.
@@ -215,14 +222,24 @@ fn started() -> u64 {
 }
 
 /// Where others reach this node's services.
-fn endpoint(settings: &ClusterSettings, listen: SocketAddr, serving: SocketAddr) -> String {
+fn endpoint(
+    settings: &ClusterSettings,
+    listen: SocketAddr,
+    serving: SocketAddr,
+) -> anyhow::Result<String> {
     if !settings.endpoint.is_empty() {
-        return settings.endpoint.clone();
+        return Ok(settings.endpoint.clone());
     }
     let advertised = settings.advertise.unwrap_or(listen);
     // An address that means all of them is none to connect to; the other one may be better.
     let host = [advertised.ip(), serving.ip()].into_iter().find(|ip| !ip.is_unspecified());
-    SocketAddr::new(host.unwrap_or(advertised.ip()), serving.port()).to_string()
+    let host = host.with_context(|| {
+        format!(
+            "cluster.endpoint is needed: {listen} and {serving} stand for all addresses of this \
+             machine, and others have to be told one"
+        )
+    })?;
+    Ok(SocketAddr::new(host, serving.port()).to_string())
 }
 
 /// Refuses to execute on anybody's word: without a secret, only the machine's own processes are

@@ -111,7 +111,7 @@ impl Tiers {
             name: open.guard.name().to_owned(),
             guard: open.guard.clone(),
             tier: open.rule.tier.clone(),
-            backlog: open.rule.backlog.clone(),
+            backlog: Some(open.rule.backlog.clone()),
         };
         self.backing.iter().map(watch).collect()
     }
@@ -144,7 +144,7 @@ fn open(
         in_flight_max: BACKLOG_IN_FLIGHT_MAX,
     };
     let (backlog, drain) = Backlog::open(directory, backlog).context("the backlog")?;
-    let local = LocalBlobs::new(cores.clone(), limits.into());
+    let local = LocalBlobs::new(cores.clone(), limits.into(), tier.clone());
     tokio::spawn(drain.run(below, Arc::new(local)));
     let by_instance = settings.write_by_instance.iter().cloned().collect();
     let rule = BackingRule {

@@ -37,7 +37,7 @@ pub(crate) async fn run(
         tokio::spawn(async move {
             let end = match peering.link(&errand.peer) {
                 Some(link) => perform(&link, &mut errand, bounds).await,
-                None => ErrandEnd::Returned("it is not known any more".to_owned()),
+                None => ErrandEnd::Unreached("there is no way to it".to_owned()),
             };
             errand.end(end).await;
         });

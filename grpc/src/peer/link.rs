@@ -22,6 +22,8 @@ pub(crate) struct Link {
     pub(crate) connection: Connection,
     /// Its blobs, as they are asked for directly.
     pub(crate) below: Arc<dyn Below>,
+    /// How asking it directly goes.
+    pub(crate) guard: Guarded,
     /// Its blobs, brought here.
     pub(crate) tier: Tier,
 }
@@ -52,10 +54,12 @@ impl Link {
             idle_deadline: IDLE_TIMEOUT,
         };
         let remote = Arc::new(Remote::new(&target, settings));
-        let below: Arc<dyn Below> = Arc::new(Guarded::new(remote, parts.guard.clone()));
+        let guard = Guarded::new(remote, parts.guard.clone());
+        let below: Arc<dyn Below> = Arc::new(guard.clone());
         let (tier, serve) = Tier::new(below.clone(), parts.cores.clone(), parts.tier.clone());
         tokio::spawn(serve);
-        Ok(Self { endpoint: endpoint.to_owned(), started, connection: target.open(), below, tier })
+        let (endpoint, connection) = (endpoint.to_owned(), target.open());
+        Ok(Self { endpoint, started, connection, below, guard, tier })
     }
 
     /// Whether this is the way to that process.

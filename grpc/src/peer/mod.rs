@@ -18,7 +18,7 @@ use crate::backing::channel::BadConnect;
 use engine::{
     control::Peers,
     cores::Cores,
-    tier::{GuardConfig, TierConfig},
+    tier::{GuardConfig, Health, TierConfig},
 };
 use std::{
     collections::HashMap,
@@ -78,6 +78,12 @@ impl Peering {
     /// Who is there.
     pub(crate) fn peers(&self) -> &Peers {
         &self.parts.peers
+    }
+
+    /// How calls for the blobs of those peers go that were called.
+    pub(crate) fn healths(&self) -> Vec<(Arc<str>, Health)> {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.iter().map(|(name, link)| (name.clone(), link.guard.health())).collect()
     }
 
     /// Where calls to peers run.

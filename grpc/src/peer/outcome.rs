@@ -19,6 +19,13 @@ pub(super) fn of_refusal(status: &Status) -> ErrandEnd {
         // It has no room, or stops: it has taken nothing.
         Code::ResourceExhausted => ErrandEnd::Declined,
         Code::Unavailable if has_detail::<RetryInfo>(&wire) => ErrandEnd::Declined,
+        // It is not there, does not know this node, or wants nothing from it: no fault of the
+        // action, which it has not looked at. A connection that breaks while the peer looks is
+        // UNKNOWN to tonic, and counts: the action may be what brings its peers down.
+        Code::Unavailable
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::Unimplemented => ErrandEnd::Unreached(crate::status::short(status.to_string())),
         _ => ErrandEnd::Returned(crate::status::short(status.to_string())),
     }
 }
@@ -88,6 +95,7 @@ mod tests {
             ErrandEnd::Finished(_) => "finished",
             ErrandEnd::Returned(_) => "returned",
             ErrandEnd::Declined => "declined",
+            ErrandEnd::Unreached(_) => "unreached",
         }
     }
 
@@ -125,8 +133,11 @@ mod tests {
             (exec_status(&ExecError::Overloaded), "declined"),
             (exec_status(&ExecError::Draining), "declined"),
             (blob_status(&BlobError::Full), "declined"),
-            (Status::unavailable("connection refused"), "returned"),
-            (Status::permission_denied("who are you"), "returned"),
+            (Status::unavailable("connection refused"), "unreached"),
+            (Status::permission_denied("who are you"), "unreached"),
+            (Status::unimplemented("nothing is executed here"), "unreached"),
+            (Status::internal("a fault of its own"), "returned"),
+            (Status::unknown("connection reset"), "returned"),
             (exec_status(&ExecError::Missing(vec![Digest::of(b"x")])), "returned"),
         ] {
             assert_eq!(kind(&of_refusal(&status)), expected, "{status}");

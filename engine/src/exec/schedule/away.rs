@@ -1,7 +1,7 @@
 //! The schedule's way to its peers: who there is, what is given to them, how busy this node is.
 //! Must never choose a peer: the scheduler does.
 
-use super::{Cancel, Schedule};
+use super::{Attempt, Cancel, Schedule};
 use crate::{
     digest::{Digest, HASH_BYTES},
     exec::{
@@ -10,7 +10,7 @@ use crate::{
         scheduler::event::{Event, OperationId, PeerId, PeerLoad, RunId},
     },
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{oneshot, watch};
 
 /// The peers, and the way to them.
@@ -20,7 +20,12 @@ pub(in crate::exec) struct Away {
     reports: async_channel::Sender<Request>,
     publish: watch::Sender<Load>,
     names: BTreeMap<PeerId, Arc<str>>,
+    /// When it was last said of a peer that it takes nothing; only of peers that are known.
+    pub(super) said: BTreeMap<PeerId, Duration>,
 }
+
+/// How long it stands for all that follow that a peer is said to take nothing.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 impl Away {
     pub(in crate::exec) fn new(
@@ -28,7 +33,19 @@ impl Away {
         reports: async_channel::Sender<Request>,
         publish: watch::Sender<Load>,
     ) -> Self {
-        Self { errands, reports, publish, names: BTreeMap::new() }
+        Self { errands, reports, publish, names: BTreeMap::new(), said: BTreeMap::new() }
+    }
+}
+
+impl Away {
+    /// Whether it is to be said that a peer takes nothing: once for each peer and time.
+    pub(super) fn is_news(&mut self, peer: &str, now: Duration) -> bool {
+        let id = peer_id(peer);
+        let said = self.said.get(&id).is_some_and(|&at| now.saturating_sub(at) < SAY_EVERY);
+        if !said && self.names.contains_key(&id) {
+            self.said.insert(id, now);
+        }
+        !said
     }
 }
 
@@ -38,10 +55,9 @@ impl Schedule {
         self.away.names =
             peers.iter().map(|peer| (peer_id(&peer.node_id), peer.node_id.clone())).collect();
         let names = &self.away.names;
-        self.cancels.retain(|_, cancel| match cancel {
-            Cancel::Worker(_) => true,
-            Cancel::Peer { name, .. } => names.contains_key(&peer_id(name)),
-        });
+        self.away.said.retain(|peer, _| names.contains_key(peer));
+        self.attempts
+            .retain(|_, one| one.peer().is_none_or(|name| names.contains_key(&peer_id(name))));
         let load = |peer: PeerCapacity| PeerLoad {
             peer: peer_id(&peer.node_id),
             slots: peer.slots,
@@ -56,7 +72,7 @@ impl Schedule {
     pub(super) fn publish_load(&self) {
         let counts = self.scheduler.snapshot();
         let load = Load {
-            slots: self.slots,
+            slots: if self.is_full() { 0 } else { self.slots },
             running: counts.executing,
             queued: counts.queued,
             away: counts.away,
@@ -74,7 +90,8 @@ impl Schedule {
             let requests = self.away.reports.clone();
             let errand = Errand { peer: peer.clone(), prepared, priority, run, requests, unwanted };
             if self.away.errands.try_send(errand).is_ok() {
-                self.cancels.insert(run, Cancel::Peer { name: peer, _unwanted: cancel });
+                let cancel = Cancel::Peer { name: peer, _unwanted: cancel };
+                self.attempts.insert(run, Attempt::new(cancel));
                 return;
             }
         }

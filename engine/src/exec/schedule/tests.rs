@@ -178,3 +178,59 @@ fn an_errand_that_nobody_wants_any_more_is_told() {
     let outcome = listening.borrow().outcome.clone().unwrap();
     assert!(matches!(outcome.error, Some(ExecError::Cancelled)));
 }
+
+#[test]
+fn who_joins_a_run_at_a_peer_is_told_where_it_runs_until_it_comes_back() {
+    let mut rig = Rig::new(10);
+    let (here, _) = rig.execute(0);
+    let (first, _) = rig.execute(1);
+    rig.hear_of(&["b"]);
+    let errand = rig.errands.try_recv().unwrap();
+    futures_lite::future::block_on(errand.executing(None));
+    let report = rig.reports.try_recv().unwrap();
+    rig.schedule.serve(report);
+    let (joined, _) = rig.execute(1);
+    for listening in [&first, &joined] {
+        assert_eq!(listening.borrow().stage, Stage::Executing);
+        assert_eq!(listening.borrow().peer.as_deref(), Some("b"));
+    }
+    assert_eq!(here.borrow().peer, None);
+    rig.end(errand, ErrandEnd::Returned("it died".to_owned()));
+    for listening in [&first, &joined] {
+        assert_eq!(listening.borrow().stage, Stage::Queued);
+        assert_eq!(listening.borrow().peer, None);
+    }
+}
+
+#[test]
+fn it_is_said_once_in_a_while_of_each_peer_that_it_takes_nothing() {
+    let mut rig = Rig::new(10);
+    rig.hear_of(&["b", "c"]);
+    let minute = Duration::from_secs(60);
+    let mut said = |peer, at| rig.schedule.away.is_news(peer, at);
+    assert!(said("b", minute) && said("c", minute));
+    assert!(!said("b", minute + Duration::from_secs(59)));
+    assert!(said("b", 2 * minute) && !said("b", 2 * minute));
+    rig.hear_of(&["c"]);
+    assert!(rig.schedule.away.said.len() <= 1, "only of those that are known");
+}
+
+#[test]
+fn a_node_whose_store_is_full_takes_nothing_from_peers_and_says_so() {
+    let mut rig = Rig::new(10);
+    let (_, prepared) = rig.execute(0);
+    let job = rig.jobs.recv().unwrap();
+    let error = Some(ExecError::Store(BlobError::Full));
+    let outcome = Box::new(ExecuteOutcome { error, ..ExecuteOutcome::default() });
+    rig.schedule.serve(Request::Finished { run: job.run, outcome });
+    rig.schedule.publish_load();
+    assert_eq!(*rig.load.borrow(), Load::default());
+    let mut submit = |forwarded| {
+        let (reply, mut answer) = oneshot::channel();
+        let prepared = prepared.clone();
+        rig.schedule.serve(Request::Execute { prepared, priority: 0, forwarded, reply });
+        answer.try_recv().unwrap().map(drop)
+    };
+    assert!(matches!(submit(true), Err(ExecError::Overloaded)));
+    assert!(submit(false).is_ok(), "its own client is told what the store says");
+}

@@ -94,6 +94,12 @@ pub(crate) enum Event {
         /// The run.
         run: RunId,
     },
+    /// A peer could not be asked, or takes nothing from this node: nothing was tried. It counts
+    /// against the peer alone.
+    Unreached {
+        /// The run.
+        run: RunId,
+    },
     /// What is known of all peers by now, this node not among them. One that is not named is gone.
     /// To be sent a few times a second, also where nothing has changed.
     Peers {
@@ -154,8 +160,8 @@ pub(crate) enum Effect {
     },
     /// Give the run to a peer, which no slot here is free for.
     Send {
-        /// The attempt, until `Finished`, `Returned`, `Declined`, `PeerGone`, or `Peers` without
-        /// the peer.
+        /// The attempt, until `Finished`, `Returned`, `Declined`, `Unreached`, `PeerGone`, or
+        /// `Peers` without the peer.
         run: RunId,
         /// One of the operations that wait for it: all of them want the same action.
         operation: OperationId,

@@ -89,6 +89,20 @@ impl Scheduler {
         }
     }
 
+    /// The peer was not to be had: nothing was tried, so that it counts against the peer alone,
+    /// which is avoided for a time; another one is asked first.
+    pub(super) fn unreached(&mut self, attempt: RunId, now: Duration) {
+        let Some(away) = self.away.remove(attempt) else { return };
+        self.counters.unreached += 1;
+        self.peers.avoid(away.peer, attempt, now);
+        if let Some(arrival) = away.run {
+            let run = self.runs.get_mut(&arrival);
+            let run = run.expect("a run that is not killed is in the books");
+            run.failed_at = Some(away.peer);
+            self.wait_again(arrival);
+        }
+    }
+
     /// A worker or a peer failed a run.
     pub(super) fn returned(&mut self, attempt: RunId, now: Duration) {
         let (arrival, peer) = if let Some(away) = self.away.remove(attempt) {

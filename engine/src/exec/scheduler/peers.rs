@@ -18,6 +18,13 @@ pub(crate) const PEERS_MAX: usize = 1000;
 /// is heard of before.
 pub(crate) const COOL_DOWN: Duration = Duration::from_millis(50);
 
+/// How long a peer that could not be asked is avoided, whatever is heard of it: gossip may reach
+/// it where calls do not. Each time twice as long as before, until it answers.
+pub(crate) const AVOID_FIRST: Duration = Duration::from_millis(250);
+
+/// At most.
+pub(crate) const AVOID_MAX: Duration = Duration::from_secs(16);
+
 /// One peer.
 struct Peer {
     load: PeerLoad,
@@ -25,10 +32,22 @@ struct Peer {
     ours: BTreeSet<RunId>,
     /// What others have there, by the last that was heard.
     others: u64,
-    /// No more than so many of ours until that time.
-    lowered: Option<(usize, Duration)>,
+    /// It is given less for a time.
+    lowered: Option<Lowered>,
     /// It failed, and has shown no sign of work since.
     failed: bool,
+    /// How often it was avoided since it last answered.
+    avoided: u32,
+}
+
+/// What a peer is given meanwhile.
+#[derive(Clone, Copy)]
+struct Lowered {
+    /// No more than so many of ours.
+    limit: usize,
+    until: Duration,
+    /// News of it do not end this.
+    firm: bool,
 }
 
 impl Peer {
@@ -37,12 +56,22 @@ impl Peer {
     fn limit(&self) -> usize {
         let room = (2 * u64::from(self.load.slots)).saturating_sub(self.others).max(1);
         let room = if self.failed { 1 } else { usize::try_from(room).unwrap_or(usize::MAX) };
-        self.lowered.map_or(room, |(lowered, _)| room.min(lowered))
+        self.lowered.map_or(room, |lowered| room.min(lowered.limit))
+    }
+
+    /// It has shown that it works.
+    const fn answers(&mut self) {
+        self.failed = false;
+        self.avoided = 0;
     }
 
     /// Whether it would take anything if it had room.
     fn is_open(&self) -> bool {
         self.load.slots > 0 && self.load.fits && !self.load.draining
+    }
+
+    fn is_avoided(&self) -> bool {
+        matches!(self.lowered, Some(Lowered { firm: true, .. }))
     }
 
     fn has_room(&self) -> bool {
@@ -93,11 +122,15 @@ impl Peers {
                 others: 0,
                 lowered: None,
                 failed: false,
+                avoided: 0,
             });
             peer.load = load;
             let used = u64::from(load.running) + u64::from(load.queued);
             peer.others = used.saturating_sub(peer.ours.len() as u64);
-            self.restore(id);
+            match peer.is_avoided() {
+                true => self.sort(id),
+                false => self.restore(id),
+            }
         }
         orphans
     }
@@ -145,9 +178,9 @@ impl Peers {
         }
     }
 
-    /// Whether no other peer would take anything, now or later.
+    /// Whether no other peer would take anything, now or soon.
     fn is_only(&self, id: PeerId) -> bool {
-        self.peers.iter().all(|(&other, peer)| other == id || !peer.is_open())
+        self.peers.iter().all(|(&other, peer)| other == id || !peer.is_open() || peer.is_avoided())
     }
 
     /// A run is given to a peer.
@@ -162,7 +195,7 @@ impl Peers {
     pub(super) fn finish(&mut self, id: PeerId, run: RunId) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.ours.remove(&run);
-            peer.failed = false;
+            peer.answers();
             self.sort(id);
         }
     }
@@ -170,7 +203,7 @@ impl Peers {
     /// A peer says something of what it was given.
     pub(super) fn show_work(&mut self, id: PeerId) {
         if let Some(peer) = self.peers.get_mut(&id) {
-            peer.failed = false;
+            peer.answers();
             self.sort(id);
         }
     }
@@ -179,7 +212,7 @@ impl Peers {
     pub(super) fn decline(&mut self, id: PeerId, run: RunId, now: Duration) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.ours.remove(&run);
-        peer.failed = false;
+        peer.answers();
         let limit = peer.ours.len();
         self.lower(id, limit, now);
     }
@@ -193,19 +226,37 @@ impl Peers {
         self.lower(id, 0, now);
     }
 
+    /// A peer could not be asked: it is given nothing for a time, then one to find out. Those
+    /// that were sent together fail together: that is one time.
+    pub(super) fn avoid(&mut self, id: PeerId, run: RunId, now: Duration) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.ours.remove(&run);
+        peer.failed = true;
+        if peer.is_avoided() {
+            return self.sort(id);
+        }
+        let time = AVOID_FIRST.saturating_mul(1 << peer.avoided.min(16)).min(AVOID_MAX);
+        peer.avoided += 1;
+        self.lower_until(id, Lowered { limit: 0, until: now.saturating_add(time), firm: true });
+    }
+
     fn lower(&mut self, id: PeerId, limit: usize, now: Duration) {
-        self.restore(id);
         let until = now.saturating_add(COOL_DOWN);
+        self.lower_until(id, Lowered { limit, until, firm: false });
+    }
+
+    fn lower_until(&mut self, id: PeerId, lowered: Lowered) {
+        self.restore(id);
         if let Some(peer) = self.peers.get_mut(&id) {
-            peer.lowered = Some((limit, until));
-            self.cooling.insert((until, id));
+            peer.lowered = Some(lowered);
+            self.cooling.insert((lowered.until, id));
         }
         self.sort(id);
     }
 
     fn restore(&mut self, id: PeerId) {
-        if let Some((_, until)) = self.peers.get_mut(&id).and_then(|peer| peer.lowered.take()) {
-            self.cooling.remove(&(until, id));
+        if let Some(lowered) = self.peers.get_mut(&id).and_then(|peer| peer.lowered.take()) {
+            self.cooling.remove(&(lowered.until, id));
         }
         self.sort(id);
     }

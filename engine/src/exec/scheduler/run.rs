@@ -83,6 +83,12 @@ impl Run {
 }
 
 impl Scheduler {
+    /// The attempt that an operation waits for, where a worker or a peer has one.
+    pub(crate) fn attempt(&self, operation: OperationId) -> Option<RunId> {
+        let run = self.operations.get(&operation)?.run;
+        self.runs.get(&run)?.whereabouts.attempt()
+    }
+
     pub(super) fn open_run(&mut self, wanted: &Wanted) -> Arrival {
         self.arrivals += 1;
         let arrival = Arrival(self.arrivals);

@@ -1,5 +1,6 @@
 //! The loop that owns a backlog: answers pushes, writes below, sleeps. Must never decide: what
-//! flies and when is the queue's.
+//! flies and when is the queue's. Must never wait for the disk on its own thread, which is that of
+//! all tiers: a read that comes through must not wait for a sync.
 
 use super::{
     BacklogConfig, BacklogError, BacklogSnapshot, Item, Local, Published, Push,
@@ -62,7 +63,9 @@ impl Drain {
         let seed = uuid::Uuid::new_v4().as_u64_pair().1;
         let mut pump = Pump {
             queue: Queue::new(config, seed),
-            log: self.log,
+            log: Some(self.log),
+            items_max: self.config.items_max,
+            settled: Vec::new(),
             started: Instant::now(),
             sync_due: None,
             damaged,
@@ -76,7 +79,11 @@ impl Drain {
 
 struct Pump {
     queue: Queue,
-    log: Log,
+    /// Away while the disk works.
+    log: Option<Log>,
+    items_max: usize,
+    /// What is to leave the disk.
+    settled: Vec<u64>,
     started: Instant,
     sync_due: Option<Instant>,
     damaged: u64,
@@ -87,10 +94,11 @@ struct Pump {
 
 impl Pump {
     async fn run(&mut self, mut inbox: mpsc::Receiver<Push>) {
-        let pending = self.log.pending();
+        let pending = self.log.as_ref().map(Log::pending).unwrap_or_default();
         self.handle(Event::Written(pending));
         let mut pushes = Vec::new();
         loop {
+            self.settle().await;
             self.publish();
             let due = self.due();
             tokio::select! {
@@ -98,20 +106,46 @@ impl Pump {
                     if len == 0 {
                         break;
                     }
-                    self.push(std::mem::take(&mut pushes));
+                    self.push(std::mem::take(&mut pushes)).await;
                 }
                 Some(outcomes) = self.flights.next() => self.handle(Event::Landed(outcomes)),
                 () = tokio::time::sleep_until(due.unwrap_or(self.started)), if due.is_some() => {
                     self.handle(Event::Tick);
                 }
             }
-            self.sync();
+            self.sync().await;
         }
-        self.flush();
+        self.flush().await;
+    }
+
+    /// Lets the log do something on a thread that may wait.
+    async fn on_disk<T: Send + 'static>(
+        &mut self,
+        ask: impl FnOnce(&mut Log) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let gone = || io::Error::other("the log is gone: the node stops");
+        let mut log = self.log.take().ok_or_else(gone)?;
+        let asked = tokio::task::spawn_blocking(move || {
+            let answer = ask(&mut log);
+            (log, answer)
+        });
+        let (log, answer) = asked.await.map_err(|_| gone())?;
+        self.log = Some(log);
+        answer
+    }
+
+    async fn settle(&mut self) {
+        if self.settled.is_empty() {
+            return;
+        }
+        let numbers = std::mem::take(&mut self.settled);
+        if let Err(error) = self.on_disk(move |log| log.finish(&numbers)).await {
+            tracing::warn!(%error, "the backlog keeps what is done; it is done again");
+        }
     }
 
     /// Puts pushes on disk by one write, and answers them.
-    fn push(&mut self, pushes: Vec<Push>) {
+    async fn push(&mut self, pushes: Vec<Push>) {
         let mut replies: Vec<Reply> = Vec::new();
         let mut batch = BTreeSet::new();
         for Push { items, reply } in pushes {
@@ -122,7 +156,7 @@ impl Pump {
             }
         }
         let fresh = batch.into_iter().map(Arc::new).collect();
-        let answer = self.keep(fresh).map_err(|error| {
+        let answer = self.keep(fresh).await.map_err(|error| {
             tracing::error!(%error, "the backlog could not be written");
             BacklogError::Disk(Arc::new(error))
         });
@@ -149,9 +183,9 @@ impl Pump {
         if self.queue.admit(items, batch) { Ok(()) } else { Err(BacklogError::Full) }
     }
 
-    fn keep(&mut self, fresh: Vec<Arc<Item>>) -> io::Result<()> {
+    async fn keep(&mut self, fresh: Vec<Arc<Item>>) -> io::Result<()> {
         if !fresh.is_empty() {
-            let numbered = self.log.append(fresh)?;
+            let numbered = self.on_disk(|log| log.append(fresh)).await?;
             self.handle(Event::Written(numbered));
         }
         Ok(())
@@ -168,11 +202,7 @@ impl Pump {
         let below = self.route.below.name();
         match effect {
             Effect::Fly(items) => self.flights.push(Box::pin(self.route.clone().fly(items))),
-            Effect::Settle(numbers) => {
-                if let Err(error) = self.log.finish(&numbers) {
-                    tracing::warn!(%error, "the backlog keeps what is done; it is done again");
-                }
-            }
+            Effect::Settle(numbers) => self.settled.extend(numbers),
             Effect::ReportLost(item) => {
                 tracing::warn!(below, %item, "not written below: this node has it no more");
             }
@@ -192,18 +222,18 @@ impl Pump {
         wake.into_iter().chain(self.sync_due).min()
     }
 
-    fn sync(&mut self) {
+    async fn sync(&mut self) {
         let now = Instant::now();
-        if !self.log.is_dirty() {
+        if !self.log.as_ref().is_some_and(Log::is_dirty) {
             self.sync_due = None;
         } else if *self.sync_due.get_or_insert(now + SYNC_EVERY) <= now {
             self.sync_due = None;
-            self.flush();
+            self.flush().await;
         }
     }
 
-    fn flush(&mut self) {
-        if let Err(error) = self.log.flush() {
+    async fn flush(&mut self) {
+        if let Err(error) = self.on_disk(Log::flush).await {
             tracing::error!(%error, "the backlog may not survive a power failure");
         }
     }
@@ -216,7 +246,8 @@ impl Pump {
             actions: self.queue.len() - blobs,
             parked: self.queue.refused(),
             oldest_age: None,
-            disk_bytes: self.log.disk_bytes(),
+            items_max: self.items_max,
+            disk_bytes: self.log.as_ref().map(Log::disk_bytes).unwrap_or_default(),
             attempts: counts.attempts,
             failures: counts.failures,
             written: counts.written,

@@ -17,6 +17,9 @@ use std::{
 
 /// Blobs asked for, or written, in one call.
 pub(super) const BATCH_LEN_MAX: usize = 512;
+/// Calls for the blobs of one batch that is refused as a whole: enough to find two or three bad
+/// ones among 512. Where all are refused, the rest of them waits as in an outage.
+const SPLIT_CALLS_MAX: usize = 40;
 /// Small blobs read from the node's own store at the same time.
 const READS_MAX: usize = 16;
 
@@ -53,10 +56,10 @@ impl Route {
 
     async fn blobs(&self, blobs: Vec<(u64, Digest)>) -> Vec<(u64, Outcome)> {
         let digests = blobs.iter().map(|(_, digest)| *digest).collect();
-        let missing: BTreeSet<Digest> = match self.below.find_missing(digests).await {
+        let missing: BTreeSet<Digest> = match self.lacking(digests).await {
             Ok(missing) => missing.into_iter().collect(),
-            Err(error) => {
-                let outcome = of_below(&error);
+            Err(outcome) => {
+                let outcome = if blobs.len() > 1 { together(outcome) } else { outcome };
                 return blobs.into_iter().map(|(number, _)| (number, outcome.clone())).collect();
             }
         };
@@ -76,8 +79,7 @@ impl Route {
             needed.into_iter().filter(|digest| !digest.is_empty()).collect();
         let needed: Vec<Digest> = needed.into_iter().collect();
         for digests in needed.chunks(BATCH_LEN_MAX) {
-            let missing = self.below.find_missing(digests.to_vec()).await;
-            let mut missing = VecDeque::from(missing.map_err(|error| of_below(&error))?);
+            let mut missing = VecDeque::from(self.lacking(digests.to_vec()).await?);
             while let Some(first) = missing.pop_front() {
                 let group = self.group(first, &mut missing);
                 for outcome in self.write(&group).await {
@@ -89,6 +91,14 @@ impl Route {
         }
         let put = self.below.put_action(instance, action, result).await;
         put.map_err(|error| of_below(&error))
+    }
+
+    /// What is to be written of these: what below lacks, and what it is known to have wrong.
+    async fn lacking(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Outcome> {
+        let wrong = self.local.wrong_below(digests.clone()).await;
+        let missing = self.below.find_missing(digests).await.map_err(|error| of_below(&error))?;
+        let missing: BTreeSet<Digest> = missing.into_iter().chain(wrong).collect();
+        Ok(missing.into_iter().collect())
     }
 
     /// What may be written together with `first`, taken from `others`.
@@ -111,11 +121,17 @@ impl Route {
 
     /// Writes blobs that are not below: one of any size, or small ones. An outcome for each.
     async fn write(&self, digests: &[Digest]) -> Vec<Outcome> {
-        match digests {
-            [] => Vec::new(),
+        let outcomes = match digests {
+            [] => return Vec::new(),
             [large] if large.size() > self.small_bytes_max => vec![self.write_large(*large).await],
             _ => self.write_small(digests).await,
+        };
+        let kept = digests.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == Outcome::Kept);
+        let kept: Vec<Digest> = kept.map(|(digest, _)| *digest).collect();
+        if !kept.is_empty() {
+            self.local.written_below(kept);
         }
+        outcomes
     }
 
     async fn write_large(&self, digest: Digest) -> Outcome {
@@ -138,25 +154,52 @@ impl Route {
             .zip(&read)
             .filter_map(|(digest, bytes)| Some((*digest, bytes.as_ref().ok()?.clone())))
             .collect();
-        let mut answers: VecDeque<Outcome> = if blobs.is_empty() {
-            VecDeque::new()
-        } else {
-            let len = blobs.len();
-            match self.below.write_many(blobs).await {
-                Ok(answers) => answers
-                    .into_iter()
-                    .map(|answer| answer.map_or_else(|error| of_below(&error), |()| Outcome::Kept))
-                    .collect(),
-                Err(error) => std::iter::repeat_n(of_below(&error), len).collect(),
-            }
-        };
+        let mut answers = self.send(blobs).await.into_iter();
         let silent = || failed("it gave no answer for this blob");
         read.into_iter()
             .map(|bytes| match bytes {
-                Ok(_) => answers.pop_front().unwrap_or_else(silent),
+                Ok(_) => answers.next().unwrap_or_else(silent),
                 Err(outcome) => outcome,
             })
             .collect()
+    }
+
+    /// Writes small blobs, an outcome for each. Where below refuses many of them as one, halves of
+    /// them are tried: one that it will never take is not to hold up the others.
+    async fn send(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(blobs.len());
+        let mut calls = 0;
+        // The rest of the blobs, as groups, the first of them last.
+        let mut groups = vec![blobs];
+        while let Some(mut group) = groups.pop() {
+            if group.is_empty() {
+                continue;
+            }
+            let len = group.len();
+            calls += 1;
+            let answers = match self.below.write_many(group.clone()).await {
+                Ok(answers) => answers,
+                Err(error) => match of_below(&error) {
+                    Outcome::Refused(_) if len > 1 && calls < SPLIT_CALLS_MAX => {
+                        let second = group.split_off(len / 2);
+                        groups.extend([second, group]);
+                        continue;
+                    }
+                    outcome => {
+                        let outcome = if len > 1 { together(outcome) } else { outcome };
+                        outcomes.extend(std::iter::repeat_n(outcome, len));
+                        continue;
+                    }
+                },
+            };
+            let told = answers.into_iter().take(len);
+            let told =
+                told.map(|one| one.map_or_else(|error| of_below(&error), |()| Outcome::Kept));
+            let expected = outcomes.len() + len;
+            outcomes.extend(told);
+            outcomes.resize_with(expected, || failed("it gave no answer for this blob"));
+        }
+        outcomes
     }
 
     async fn read(&self, digest: Digest) -> Result<Bytes, Outcome> {
@@ -166,6 +209,15 @@ impl Route {
             return Err(Outcome::Refused(BlobError::Mismatch(digest).to_string()));
         }
         Ok(bytes)
+    }
+}
+
+/// What an outcome of several as one means for each: that together they were refused says nothing
+/// of any one of them.
+fn together(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Refused(why) => failed(&why),
+        other => other,
     }
 }
 

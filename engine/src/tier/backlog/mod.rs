@@ -105,6 +105,8 @@ pub struct BacklogSnapshot {
     pub parked: usize,
     /// How long the oldest has been pending, within this process.
     pub oldest_age: Option<Duration>,
+    /// Items that may be pending.
+    pub items_max: usize,
     /// Bytes of the log on disk.
     pub disk_bytes: u64,
     /// Attempts at items since the start.
@@ -129,6 +131,12 @@ pub trait Local: Send + Sync + 'static {
 
     /// A whole small blob.
     fn read(&self, digest: Digest) -> BoxFuture<'_, Result<Bytes, BlobError>>;
+
+    /// Those that below is known to have wrong: they are written whatever it says.
+    fn wrong_below(&self, digests: Vec<Digest>) -> BoxFuture<'_, Vec<Digest>>;
+
+    /// These are right below from now on.
+    fn written_below(&self, digests: Vec<Digest>);
 
     /// The result stored for an action; `None` where none is stored any more.
     fn result<'a>(
@@ -188,6 +196,7 @@ impl Backlog {
         let snapshot = BacklogSnapshot {
             blobs,
             actions: pending.len() - blobs,
+            items_max: config.items_max,
             disk_bytes: log.disk_bytes(),
             damaged: damage.damaged,
             ..BacklogSnapshot::default()

@@ -21,6 +21,12 @@ struct World {
     /// Failures to give, by call, before it works.
     failures: Vec<BelowError>,
     refused: BTreeSet<Digest>,
+    /// Those that no batch may hold: all of it is refused.
+    poison: BTreeSet<Digest>,
+    /// Those of which below has other bytes, as far as this node knows.
+    wrong: BTreeSet<Digest>,
+    /// Blobs written, each time.
+    written: Vec<Digest>,
     calls: u64,
 }
 
@@ -52,6 +58,7 @@ fn keep(world: &mut World, digest: Digest, bytes: &[u8]) -> BelowResult<()> {
     }
     assert_eq!(Digest::of(bytes), digest);
     world.below.insert(digest);
+    world.written.push(digest);
     Ok(())
 }
 
@@ -67,6 +74,18 @@ impl Local for Side {
     fn read(&self, digest: Digest) -> BoxFuture<'_, Result<Bytes, BlobError>> {
         let found = self.with(|world| world.here.get(&digest).cloned());
         async move { found.ok_or(BlobError::NotFound(digest)) }.boxed()
+    }
+
+    fn wrong_below(&self, digests: Vec<Digest>) -> BoxFuture<'_, Vec<Digest>> {
+        let wrong = |world: &mut World| {
+            digests.into_iter().filter(|digest| world.wrong.contains(digest)).collect()
+        };
+        let wrong: Vec<Digest> = self.with(wrong);
+        async move { wrong }.boxed()
+    }
+
+    fn written_below(&self, digests: Vec<Digest>) {
+        self.with(|world| digests.iter().for_each(|digest| _ = world.wrong.remove(digest)));
     }
 
     fn result<'a>(
@@ -130,6 +149,9 @@ impl Below for Side {
             tokio::time::sleep(Duration::from_millis(5)).await;
             assert!(blobs.iter().map(|(digest, _)| digest.size()).sum::<u64>() <= BATCH_BYTES);
             self.call(|world| {
+                if blobs.iter().any(|(digest, _)| world.poison.contains(digest)) {
+                    return Err(BelowError::Refused("not this batch".into()));
+                }
                 Ok(blobs.iter().map(|(digest, bytes)| keep(world, *digest, bytes)).collect())
             })
         }
@@ -276,6 +298,57 @@ fn what_is_refused_stays_with_its_action_and_is_tried_again() {
         assert_eq!(backlog.pending(), 0);
     });
     assert!(is_below(&side, &items));
+}
+
+#[test]
+fn one_that_makes_below_refuse_a_batch_holds_up_none_of_the_others() {
+    for bad in 0..30 {
+        let (at, side) = (tempfile::tempdir().unwrap(), Side::default());
+        let blobs: Vec<Digest> = (0..30_u8).map(|seed| side.put(vec![seed; 9])).collect();
+        side.with(|world| world.poison.insert(blobs[bad]));
+        session(at.path(), &side, 100, async |backlog| {
+            backlog.push(blobs.iter().copied().map(Item::Blob).collect()).await.unwrap();
+            backlog.idle().await;
+            let snapshot = backlog.snapshot();
+            assert_eq!((snapshot.written, snapshot.parked), (29, 1), "{bad}");
+        });
+        let (below, calls) = side.with(|world| (world.below.len(), world.calls));
+        assert!(below == 29 && calls < 16, "{bad}: {below} {calls}");
+    }
+}
+
+#[test]
+fn where_all_are_refused_each_batch_costs_a_bounded_number_of_calls() {
+    let (at, side) = (tempfile::tempdir().unwrap(), Side::default());
+    let blobs: Vec<Digest> = (0..100_u8).map(|seed| side.put(vec![seed; 9])).collect();
+    side.with(|world| world.poison = blobs.iter().copied().collect());
+    session(at.path(), &side, 100, async |backlog| {
+        backlog.push(blobs.iter().copied().map(Item::Blob).collect()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(side.with(|world| world.calls) <= 50);
+        side.with(|world| world.poison.clear());
+        tokio::time::sleep(Duration::from_secs(3700)).await;
+        assert_eq!(backlog.pending(), 0);
+    });
+}
+
+#[test]
+fn what_is_wrong_below_is_written_though_below_says_that_it_has_it() {
+    let (at, side) = (tempfile::tempdir().unwrap(), Side::default());
+    let items = pushed(&side, 1);
+    side.with(|world| {
+        world.below = world.here.keys().copied().collect();
+        world.wrong = world.below.clone();
+    });
+    session(at.path(), &side, 100, async |backlog| {
+        // The action alone: it sees to its blobs.
+        backlog.push(items[6..].to_vec()).await.unwrap();
+        backlog.idle().await;
+        assert!(side.with(|world| world.wrong.is_empty() && world.written.len() == 6));
+        backlog.push(items.clone()).await.unwrap();
+        backlog.idle().await;
+        assert_eq!(side.with(|world| world.written.len()), 6, "once");
+    });
 }
 
 #[test]

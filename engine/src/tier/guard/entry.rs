@@ -74,8 +74,11 @@ impl Door {
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        let permits = self.config.concurrency_max.clamp(1, Semaphore::MAX_PERMITS);
-        permits.saturating_sub(self.permits.available_permits())
+        self.in_flight_max().saturating_sub(self.permits.available_permits())
+    }
+
+    pub(super) fn in_flight_max(&self) -> usize {
+        self.config.concurrency_max.clamp(1, Semaphore::MAX_PERMITS)
     }
 
     pub(super) fn waiting(&self) -> usize {

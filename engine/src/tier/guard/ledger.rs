@@ -97,8 +97,12 @@ pub struct Health {
     pub bytes_out: u64,
     /// Attempts in flight, streams being read included.
     pub in_flight: usize,
+    /// Attempts that may be in flight.
+    pub in_flight_max: usize,
     /// Attempts waiting for their turn.
     pub waiting: usize,
+    /// Attempts that may wait for their turn.
+    pub waiting_max: usize,
     /// Latencies, in the order of [`Question::ALL`].
     pub latencies: [AnswerTimes; 8],
 }
@@ -325,7 +329,9 @@ impl Ledger {
             bytes_in: counters.bytes_in,
             bytes_out: counters.bytes_out,
             in_flight: 0,
+            in_flight_max: 0,
             waiting: 0,
+            waiting_max: self.config.waiting_max,
             latencies: Question::ALL.map(|question| {
                 let latency = &self.latencies[question as usize];
                 let (p50, p95) = (latency.percentile(50), latency.percentile(95));

@@ -57,7 +57,9 @@ impl Guarded {
     #[must_use]
     pub fn health(&self) -> Health {
         let health = self.door.ledger().health(self.door.now());
-        Health { in_flight: self.door.in_flight(), waiting: self.door.waiting(), ..health }
+        let in_flight_max = self.door.in_flight_max();
+        let (in_flight, waiting) = (self.door.in_flight(), self.door.waiting());
+        Health { in_flight, in_flight_max, waiting, ..health }
     }
 
     async fn write_once(&self, digest: Digest, bytes: Outgoing) -> BelowResult<()> {

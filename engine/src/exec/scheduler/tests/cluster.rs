@@ -401,14 +401,18 @@ impl World {
         match effect {
             Effect::Refuse { operation, .. } => match self.close(number, operation) {
                 Asked::Client(client) => self.retry(client),
-                Asked::Peer { origin, run, .. } => {
-                    self.send(number, origin, Message::Declined { run });
+                Asked::Peer { origin, link, run } => {
+                    let message = match self.mishap(8) {
+                        true => Message::Unreached { run },
+                        false => Message::Declined { run },
+                    };
+                    self.reply(number, (origin, link), message);
                 }
             },
             Effect::Publish { operation, stage } => {
                 let asked = self.nodes[number].asked[&operation];
-                if let Asked::Peer { origin, run, .. } = asked {
-                    self.send(number, origin, Message::Stage { run, stage });
+                if let Asked::Peer { origin, link, run } = asked {
+                    self.reply(number, (origin, link), Message::Stage { run, stage });
                 }
             }
             Effect::Run { run, action, .. } => self.start(number, run, action),
@@ -427,7 +431,9 @@ impl World {
             Effect::Kill { run } => self.end_early(number, run),
             Effect::Complete { operation } => match self.close(number, operation) {
                 Asked::Client(client) => self.clients[client].state = Waits::Done,
-                Asked::Peer { origin, run, .. } => self.send(number, origin, Message::Done { run }),
+                Asked::Peer { origin, link, run } => {
+                    self.reply(number, (origin, link), Message::Done { run });
+                }
             },
             Effect::Fail { operation, reason } => self.fail(number, operation, reason),
             Effect::Forget { .. } => {}
@@ -469,12 +475,12 @@ impl World {
                 self.clients[client].state = Waits::Done;
             }
             Asked::Client(client) => self.retry(client),
-            Asked::Peer { origin, run, .. } => {
+            Asked::Peer { origin, link, run } => {
                 let message = match reason {
                     FailReason::Cancelled => Message::Done { run },
                     FailReason::Draining | FailReason::WorkerFailed => Message::Failed { run },
                 };
-                self.send(number, origin, message);
+                self.reply(number, (origin, link), message);
             }
         }
     }

@@ -279,6 +279,7 @@ impl Model {
             operations: self.live.len(),
             kept: self.ended.len() - self.forgotten.len(),
             draining: self.draining,
+            joined: (self.live.len() + self.ended.len() - self.groups.len()) as u64,
             offload: Counters::default(),
         };
         assert_eq!(self.scheduler.snapshot(), counted);

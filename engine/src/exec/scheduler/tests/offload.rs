@@ -11,7 +11,7 @@ use crate::exec::scheduler::{
         FailReason::{self, Cancelled, WorkerFailed},
         OperationId, PeerId, PeerLoad, RefuseReason, RunId,
     },
-    peers::{COOL_DOWN, PEERS_MAX},
+    peers::{AVOID_FIRST, AVOID_MAX, COOL_DOWN, PEERS_MAX},
 };
 use std::time::Duration;
 
@@ -45,6 +45,10 @@ impl Bench {
 
     fn declined(&mut self, run: u64) -> Vec<Effect> {
         self.tell(Event::Declined { run: RunId(run) })
+    }
+
+    fn unreached(&mut self, run: u64) -> Vec<Effect> {
+        self.tell(Event::Unreached { run: RunId(run) })
     }
 
     fn gone(&mut self, peer: u64) -> Vec<Effect> {
@@ -181,6 +185,50 @@ fn a_peer_that_declines_is_left_alone_for_a_while_and_it_counts_for_nothing() {
     assert_eq!(bench.declined(10), []);
     assert_eq!(bench.submit(4, D), [publish(4, Queued)]);
     assert_eq!(bench.finished(2), [complete(2), send(11, 3, C, P)], "one for one");
+}
+
+#[test]
+fn a_peer_that_can_not_be_asked_is_avoided_ever_longer_and_no_action_pays_for_it() {
+    let mut bench = Bench::new(CONFIG);
+    bench.submit(1, A);
+    bench.submit(2, B);
+    let mut time = AVOID_FIRST;
+    bench.peers(&[idle(P, 1)]);
+    for attempt in 2..20 {
+        assert_eq!(bench.unreached(attempt), [], "{attempt}");
+        assert_eq!(bench.peers(&[idle(P, 1)]), [], "news of it change nothing");
+        assert_eq!(bench.tick_after(time - Duration::from_nanos(1)), [], "{attempt}");
+        let again = bench.tick_after(Duration::from_nanos(1));
+        assert_eq!(again, [send(attempt + 1, 2, B, P)], "{attempt}");
+        time = (time * 2).min(AVOID_MAX);
+    }
+    let snapshot = bench.scheduler.snapshot();
+    assert_eq!((snapshot.offload.unreached, snapshot.offload.taken_back), (18, 0));
+    assert_eq!(bench.stage(20, Queued), [], "it answers");
+    assert_eq!(bench.unreached(20), []);
+    let again = bench.tick_after(AVOID_FIRST);
+    assert_eq!(again, [send(21, 2, B, P)], "so that the next time is short again");
+    // None of it counts as a return of the action.
+    for attempt in 21..21 + u64::from(RETURNS_MAX) {
+        bench.returned(attempt);
+        bench.peers(&[idle(P, 1)]);
+    }
+    let last = 21 + u64::from(RETURNS_MAX);
+    assert_eq!(bench.finished(1), [complete(1), run(last, 2, B)]);
+}
+
+#[test]
+fn those_that_were_sent_together_to_a_peer_that_is_not_there_count_once() {
+    let mut bench = Bench::new(CONFIG);
+    bench.submit(1, A);
+    bench.submit(2, B);
+    bench.submit(3, C);
+    assert_eq!(receivers(&bench.peers(&[idle(P, 1)])), [P, P]);
+    assert_eq!(bench.unreached(2), []);
+    assert_eq!(bench.unreached(3), []);
+    assert_eq!(receivers(&bench.peers(&[idle(P, 1), idle(Q, 1)])), [Q, Q], "others are asked");
+    bench.gone(Q);
+    assert_eq!(receivers(&bench.tick_after(AVOID_FIRST)), [P], "one, to find out");
 }
 
 #[test]

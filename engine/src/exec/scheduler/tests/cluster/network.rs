@@ -10,6 +10,7 @@ pub(super) enum Message {
     Offer { run: RunId, action: ActionKey, priority: i32, joinable: bool },
     Cancel { run: RunId },
     Declined { run: RunId },
+    Unreached { run: RunId },
     Stage { run: RunId, stage: ExecutionStage },
     Done { run: RunId },
     Failed { run: RunId },
@@ -65,6 +66,14 @@ impl World {
         let arrives = arrives.max(self.network.busy_until[way]);
         self.network.busy_until[way] = arrives;
         self.after(arrives - self.now, Happening::Arrives { from, to, link, message });
+    }
+
+    /// An answer goes the way that the question came, or none: another life of the one that asked
+    /// has other runs by the same number.
+    pub(super) fn reply(&mut self, from: usize, (to, link): (usize, u64), message: Message) {
+        if self.network.link(from, to) == link {
+            self.send(from, to, message);
+        }
     }
 
     pub(super) fn break_link(&mut self, one: usize, other: usize) {
@@ -129,6 +138,7 @@ impl World {
             }
             Message::Stage { run, stage } => Event::Stage { run, stage },
             Message::Declined { run } => self.given_back(to, run, Event::Declined { run }),
+            Message::Unreached { run } => self.given_back(to, run, Event::Unreached { run }),
             Message::Done { run } => self.given_back(to, run, Event::Finished { run }),
             Message::Failed { run } => self.given_back(to, run, Event::Returned { run }),
         };

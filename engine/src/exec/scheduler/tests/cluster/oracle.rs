@@ -1,7 +1,10 @@
 //! What must always be true of the cluster.
 
 use super::{Asked, Client, Happening, Node, SECOND, Waits, World};
-use crate::exec::scheduler::event::{ActionKey, Effect};
+use crate::exec::scheduler::{
+    event::{ActionKey, Effect},
+    peers::AVOID_MAX,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl World {
@@ -104,22 +107,17 @@ impl World {
         self.check_copies();
     }
 
-    /// Everything is asked of one node, and after a few rounds of gossip all slots of all nodes
-    /// are taken if anything waits anywhere. Tells whether anything did.
+    /// Everything is asked of one node, and after a few rounds of gossip, once nobody is avoided
+    /// any more, all slots of all nodes are taken if anything waits anywhere. Tells whether
+    /// anything did.
     pub(super) fn check_all_work_while_anything_waits(&mut self) -> usize {
-        let until = self.now + 2 * SECOND;
+        let until = self.now + AVOID_MAX.as_secs() * SECOND + 2 * SECOND;
         self.run_until(|world| world.now >= until);
+        // Who failed is given one at a time until it shows that it works.
+        self.ask_for_all_there_is();
+        self.check_everything_ends();
         self.takes = Some(100 * SECOND);
-        let Node { config, .. } = &self.nodes[0];
-        let room = (config.slots + config.queue_max).min(config.operations_max);
-        for _ in 0..room {
-            let client = self.clients.len();
-            let mut action = ActionKey([0xff; _]);
-            action.0[..8].copy_from_slice(&(client as u64 + 1000).to_be_bytes());
-            let state = Waits::Nowhere;
-            self.clients.push(Client { action, priority: 0, joinable: true, state });
-            self.ask(client, 0);
-        }
+        self.ask_for_all_there_is();
         let until = self.now + 2 * SECOND;
         self.run_until(|world| world.now >= until);
         let waits = self.nodes.iter().any(|node| node.scheduler.snapshot().queued > 0);
@@ -136,5 +134,19 @@ impl World {
             self.agenda.insert((at, number), happening);
         }
         usize::from(waits)
+    }
+
+    /// As many actions as one node takes, at once.
+    fn ask_for_all_there_is(&mut self) {
+        let Node { config, .. } = &self.nodes[0];
+        let room = (config.slots + config.queue_max).min(config.operations_max);
+        for _ in 0..room {
+            let client = self.clients.len();
+            let mut action = ActionKey([0xff; _]);
+            action.0[..8].copy_from_slice(&(client as u64 + 1000).to_be_bytes());
+            let state = Waits::Nowhere;
+            self.clients.push(Client { action, priority: 0, joinable: true, state });
+            self.ask(client, 0);
+        }
     }
 }
