@@ -42,11 +42,21 @@ fn blob(at: u64) -> Bytes {
 
 /// Uploads one as clients do: a small one in a batch, a large one by ByteStream.
 async fn put(client: &Client, blob: &Bytes) -> Result<Digest, Status> {
+    put_as(client, "", blob).await
+}
+
+/// The same under an instance, its name followed by a slash.
+async fn put_as(client: &Client, instance: &str, blob: &Bytes) -> Result<Digest, Status> {
     let name = digest(blob);
     if blob.len() < 100_000 {
         let (digest, data) = (Some(name.clone()), blob.clone());
         let request = batch_update_blobs_request::Request { digest, data, compressor: 0 };
-        let request = BatchUpdateBlobsRequest { requests: vec![request], ..Default::default() };
+        let instance_name = instance.trim_end_matches('/').to_owned();
+        let request = BatchUpdateBlobsRequest {
+            instance_name,
+            requests: vec![request],
+            ..Default::default()
+        };
         let response = client.cas.clone().batch_update_blobs(request).await?;
         let status = response.into_inner().responses.remove(0).status.unwrap_or_default();
         return match status.code {
@@ -54,7 +64,7 @@ async fn put(client: &Client, blob: &Bytes) -> Result<Digest, Status> {
             code => Err(Status::new(Code::from_i32(code), status.message)),
         };
     }
-    let resource_name = format!("uploads/{}/blobs/{}/{}", name.hash, name.hash, name.size_bytes);
+    let resource_name = format!("{instance}uploads/u/blobs/{}/{}", name.hash, name.size_bytes);
     let write =
         WriteRequest { resource_name, write_offset: 0, finish_write: true, data: blob.clone() };
     client.write(vec![write]).await.map(|_| name)
@@ -179,6 +189,46 @@ async fn actions_find_their_inputs_or_say_which_are_missing() {
         assert_eq!(output.size_bytes, i64::try_from(size).unwrap());
     }
     assert!(disk_bytes(&parent.path().join("store").join("cas")) <= 33 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_owed_below_stays_until_it_is_there() {
+    let parent = tempfile::tempdir().unwrap();
+    // An address that nobody serves yet.
+    let below = Node::start(&parent.path().join("below"));
+    let (address, port) = (below.address(), below.port().to_string());
+    assert!(below.stop().success());
+    let url = format!("grpc://{address}");
+    let more = [("BACKING__URL", url.as_str()), ("BACKING__WRITE", "async")];
+    let more = [&more[..], &[("BACKING__WRITE_BY_INSTANCE", "scratch=local-only")]].concat();
+    let settings = [&SMALL[..], &more[..]].concat();
+    let store = parent.path().join("store");
+    let node = Node::start_with(&store, &settings);
+    let client = Client::connect(&node.address()).await;
+    let mut owed = Vec::new();
+    for at in 0..150 {
+        let blob = blob(at);
+        owed.push((put(&client, &blob).await.unwrap(), blob));
+    }
+    // Killed, so that what it knew of them in memory is gone.
+    node.kill();
+    let node = Node::start_with(&store, &settings);
+    let client = Client::connect(&node.address()).await;
+    for at in 1000..2200 {
+        put_as(&client, "scratch/", &blob(at)).await.unwrap();
+    }
+    assert_eq!(present(&client, &owed).await, owed.len());
+    let listen = format!("127.0.0.1:{port}");
+    let below = Node::start_with(&parent.path().join("below"), &[("SERVER__LISTEN", &listen)]);
+    let there = Client::connect(&below.address()).await;
+    let all: Vec<Digest> = owed.iter().map(|(digest, _)| digest.clone()).collect();
+    for _ in 0..600 {
+        if there.missing(all.clone()).await.unwrap().is_empty() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("what is owed never comes below:\n{}", node.log());
 }
 
 /// A small file system of its own.

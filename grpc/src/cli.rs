@@ -30,11 +30,21 @@ pub(crate) enum Command {
         #[command(flatten)]
         flags: Flags,
     },
+    /// Look at the settings and the files that they name, as at a start, without starting
+    Check {
+        /// Settings, in YAML or, where the name ends in .toml, in TOML
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: Flags,
+    },
     /// Show the cluster as one of its nodes sees it
     Cluster {
-        /// Where that node serves
-        #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8980")]
+        /// Where that node serves: HOST:PORT, or grpcs://HOST:PORT where it has TLS
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8980")]
         address: String,
+        #[command(flatten)]
+        tls: ClientTls,
         /// For programs
         #[arg(long)]
         json: bool,
@@ -55,6 +65,20 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+}
+
+/// How to know a node that has TLS, and to be known there.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ClientTls {
+    /// Who may have signed the node's certificate (PEM), instead of the public authorities
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Certificate to show where the node asks for one (PEM)
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// Private key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,6 +3,7 @@
 
 use crate::{
     backing::channel::{Connect, Target, causes},
+    cli::ClientTls,
     status,
 };
 use anyhow::{Context, anyhow};
@@ -22,23 +23,27 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const TITLES: [&str; 9] =
     ["NODE", "ENDPOINT", "GOSSIP", "SLOTS", "RUNNING", "QUEUED", "DRAINING", "VERSION", "HEARD"];
 
-/// Asks the node at HOST:PORT and prints what it says, as a table or as JSON.
+/// Asks the node at this address and prints what it says, as a table or as JSON.
 ///
 /// # Errors
 /// One line: that is no address, nobody answers there, or somebody who has no such view.
-pub(crate) fn print(address: &str, json: bool) -> anyhow::Result<()> {
+pub(crate) fn print(address: &str, tls: ClientTls, json: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let view = runtime.block_on(ask(address))?;
+    let view = runtime.block_on(ask(address, tls))?;
     let text = if json { format!("{:#}\n", json_of(&view)) } else { table(&view) };
     io::stdout().write_all(text.as_bytes()).context("printing")
 }
 
-async fn ask(address: &str) -> anyhow::Result<ViewResponse> {
+async fn ask(address: &str, tls: ClientTls) -> anyhow::Result<ViewResponse> {
+    let url = match address.contains("://") {
+        true => address.to_owned(),
+        false => format!("grpc://{address}"),
+    };
     let connect = Connect {
-        url: format!("grpc://{address}"),
-        ca: None,
-        certificate: None,
-        key: None,
+        url,
+        ca: tls.ca,
+        certificate: tls.cert,
+        key: tls.key,
         headers: Vec::new(),
         connect_timeout: PATIENCE,
     };

@@ -14,7 +14,7 @@ use crate::{
         execution::ExecutionService,
         operations::OperationsService,
     },
-    transport::{Accepted, Connections, ControlTimer, ServeConfig, Timers, serve},
+    transport::{Accepted, Connections, ControlTimer, Opening, ServeConfig, Timers, serve},
 };
 use engine::cores::{CoreContext, Front};
 use futures_util::future::{self, LocalBoxFuture, select};
@@ -59,6 +59,7 @@ pub(crate) struct FrontParts<H> {
     pub(crate) connections: Connections,
     pub(crate) calls: Calls,
     pub(crate) accepted: Vec<async_channel::Receiver<TcpStream>>,
+    pub(crate) opening: Opening,
     pub(crate) config: ServeConfig,
     pub(crate) draining: watch::Receiver<bool>,
 }
@@ -68,11 +69,12 @@ pub(crate) fn front<H: Health>(
     parts: FrontParts<H>,
 ) -> Result<Front, tonic_reflection::server::Error> {
     let routes = routes(&parts.node, parts.health)?;
-    let FrontParts { node, connections, calls, accepted, config, draining, .. } = parts;
+    let FrontParts { node, connections, calls, accepted, opening, config, draining, .. } = parts;
     Ok(Arc::new(move |core: CoreContext| -> LocalBoxFuture<'static, ()> {
         let id = core.id;
         let queue = accepted[usize::from(id)].clone();
-        let accepted = Accepted { core: id, queue, connections: connections.clone() };
+        let (connections, opening) = (connections.clone(), opening.clone());
+        let accepted = Accepted { core: id, queue, connections, opening };
         let control = ControlTimer::new(node.control.clone());
         let timer = Timers { control, alarms: core.env.alarms.clone() };
         let service = CoreService {

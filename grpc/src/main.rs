@@ -14,6 +14,7 @@ mod self_test;
 mod services;
 mod status;
 mod store_view;
+mod tls;
 mod transport;
 
 use clap::Parser;
@@ -62,8 +63,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let config = Config::load(config.as_deref(), flags, config::environment())?;
             node::serve(config)
         }
-        Command::Cluster { address, json } => {
-            cluster_view::print(&address, json)?;
+        Command::Check { config, flags } => {
+            let config = Config::load(config.as_deref(), flags, config::environment())?;
+            println!("{}", node::check(&config)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Cluster { address, tls, json } => {
+            cluster_view::print(&address, tls, json)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Store { command, config, data } => {

@@ -1,14 +1,17 @@
 //! One node's life: start in order, wait for a signal, stop in reverse. Must only compose.
 
+mod check;
 mod cluster;
 mod parts;
 mod stop;
 mod tiers;
 
+pub(crate) use self::check::check;
 pub(crate) use parts::store_config;
 
 use self::{
     cluster::{Cluster, Joining},
+    parts::serving,
     tiers::Tiers,
 };
 use crate::{
@@ -18,6 +21,7 @@ use crate::{
     peer::Peering,
     self_test::{self, Report},
     services::Node,
+    tls::{self, Renewal, Tls},
     transport::{Connections, accept},
 };
 use anyhow::Context;
@@ -27,9 +31,16 @@ use engine::{
     limits::Limits,
     shard::{self, StoreConfig},
 };
+use futures_util::future::LocalBoxFuture;
 use sandbox::Spawner;
 use std::{io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, runtime::Runtime, sync::watch, task::LocalSet};
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    task::LocalSet,
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
@@ -46,6 +57,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// Where the node can't start: one line with the cause.
 pub(crate) fn serve(config: Config) -> anyhow::Result<ExitCode> {
     start_log(config.log);
+    let (tls, renewal) = config.tls.as_ref().map(Tls::open).transpose().context("tls")?.unzip();
     let mut report = Report::default();
     let allowed = placement::allowed_cpus().context("the CPUs of this process")?;
     let plan = placement::plan(&parts::placement_request(&config.cpus), &allowed)?;
@@ -74,23 +86,37 @@ pub(crate) fn serve(config: Config) -> anyhow::Result<ExitCode> {
     if let Some(first) = recovered.first() {
         runtime.spawn(parts::janitor(&store, first.usage()).run());
     }
-    let signals = {
+    let (signals, hangup) = {
         let _control = runtime.enter();
-        stop::Signals::new()?
+        (stop::Signals::new()?, signal(SignalKind::hangup())?)
     };
     let listener = std::net::TcpListener::bind(config.server.listen)
         .with_context(|| format!("can't listen on {}", config.server.listen))?;
-    report.add("serving", format!("grpc://{}", listener.local_addr()?));
+    report.add("serving", serving(listener.local_addr()?, tls.as_ref()));
     listener.set_nonblocking(true)?;
     let metrics = parts::metrics_listener(config.metrics, &mut report)?;
-    let start =
-        Start { config, store, plan, recovered, spawner, listener, metrics, report, signals };
+    let renewing = Box::pin(renew(renewal, hangup));
+    let start = Start {
+        config,
+        tls,
+        renewing,
+        store,
+        plan,
+        recovered,
+        spawner,
+        listener,
+        metrics,
+        report,
+        signals,
+    };
     run(start, runtime)
 }
 
 /// All that start-up found and made, before the first thread.
 struct Start {
     config: Config,
+    tls: Option<Tls>,
+    renewing: LocalBoxFuture<'static, ()>,
     store: StoreConfig,
     plan: placement::Placement,
     recovered: Vec<shard::Recovered>,
@@ -103,8 +129,8 @@ struct Start {
 
 /// Threads, then listeners; then waits, and stops what was started.
 fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
-    let Start { config, store, plan, recovered, spawner, listener, metrics, report, signals } =
-        start;
+    let Start { config, tls, store, plan, recovered, spawner, .. } = start;
+    let Start { renewing, listener, metrics, report, signals, .. } = start;
     let limits = Arc::new(parts::limits(&config));
     let shards = u16::try_from(recovered.len()).context("shards")?;
     let (connections, accepted) = Connections::new(shards, config.server.connections_max);
@@ -122,7 +148,7 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
     let mut node = parts::node(&config, handle.clone(), &limits, executions.clone(), control);
     let (local, serving, cores) = (LocalSet::new(), listener.local_addr()?, &handle);
     let joining = Joining { config: &config, serving, cores, limits: &limits, tiers: &tiers };
-    let cluster = local.block_on(&runtime, cluster::join(joining))?;
+    let cluster = local.block_on(&runtime, cluster::join(joining, tls.as_ref()))?;
     surround(&mut node, &tiers, cluster.as_ref());
     let front = front(FrontParts {
         node,
@@ -130,17 +156,15 @@ fn run(start: Start, runtime: Runtime) -> anyhow::Result<ExitCode> {
         connections: connections.clone(),
         calls: calls.clone(),
         accepted,
+        opening: parts::opening(&config.server, tls, shards),
         config: parts::serve_config(&config.server),
         draining: draining.clone(),
     })?;
     let running = cores::start(waiting, &plan.data, &store, &limits, recovered, &front)?;
     print!("{report}");
-    local.spawn_local(say_serving(reporter.clone()));
+    local.spawn_local(renewing);
     let workers = started.map(|started| schedule(&local, started, cluster.as_ref(), &limits));
-    if let Some(cluster) = &cluster {
-        local.spawn_local(cluster.run(executions.clone()));
-    }
-    local.spawn_local(tick(executions.clone()));
+    begin(&local, cluster.as_ref(), executions.as_ref(), reporter.clone());
     local.spawn_local(accept_all(listener, connections.clone(), draining));
     let (watching, peering) = watched(&tiers, cluster.as_ref());
     let watched = Watched {
@@ -193,6 +217,28 @@ fn schedule(
         None => drop(started.errands),
     }
     started.workers
+}
+
+/// What the control core does besides, as long as the node serves.
+fn begin(
+    local: &LocalSet,
+    cluster: Option<&Cluster>,
+    executions: Option<&Executions>,
+    reporter: HealthReporter,
+) {
+    local.spawn_local(say_serving(reporter));
+    if let Some(cluster) = cluster {
+        local.spawn_local(cluster.run(executions.cloned()));
+    }
+    local.spawn_local(tick(executions.cloned()));
+}
+
+/// Certificates are read again, where there are any.
+async fn renew(renewal: Option<Renewal>, hangup: Signal) {
+    match renewal {
+        Some(renewal) => renewal.run(hangup).await,
+        None => tls::ignore(hangup).await,
+    }
 }
 
 async fn say_serving(reporter: HealthReporter) {

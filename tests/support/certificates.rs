@@ -2,25 +2,30 @@
 //! of another CA. Must never be used for anything that lasts.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose as Usage, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 use std::{
     fs,
     path::{Path, PathBuf},
 };
-use tonic::transport::Identity;
+use tonic::transport::{ClientTlsConfig, Identity};
 
 /// Names and addresses for which the certificates of servers stand, besides the hosts of a net.
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 /// Hosts of a net that they stand for: 10.77.0.1 to here, fd77::1 to here.
 const HOSTS: u8 = 9;
 
+const SERVER: [Usage; 1] = [Usage::ServerAuth];
+const CLIENT: [Usage; 1] = [Usage::ClientAuth];
+const NODE: [Usage; 2] = [Usage::ServerAuth, Usage::ClientAuth];
+
 /// PEM files in one directory, of ECDSA P-256: `ca.pem`; certificate and key `NAME.pem` and
-/// `NAME.key` of `server`, `client`, `expired` (a server's, over since 2020) and `expired-client`;
-/// `other-ca.pem`, and of it `other-server` and `other-client`.
+/// `NAME.key` of `server`, `client`, `node` (both), `person` (a client's, of a name that no host
+/// has), `expired` (a server's, over since 2020) and `expired-client`; `other-ca.pem`, and of it
+/// `other-server`, `other-client` and `other-node`.
 ///
-/// Servers stand for localhost, 127.0.0.1, ::1 and the first nine hosts of a net.
+/// All but the person's stand for localhost, 127.0.0.1, ::1 and the first nine hosts of a net.
 pub struct Certificates {
     directory: PathBuf,
 }
@@ -35,13 +40,16 @@ impl Certificates {
         fs::create_dir_all(directory).expect("the directory can be made");
         let own = Self { directory: directory.to_owned() };
         let ca = own.authority("ca");
-        own.leaf("server", ExtendedKeyUsagePurpose::ServerAuth, &ca, false);
-        own.leaf("client", ExtendedKeyUsagePurpose::ClientAuth, &ca, false);
-        own.leaf("expired", ExtendedKeyUsagePurpose::ServerAuth, &ca, true);
-        own.leaf("expired-client", ExtendedKeyUsagePurpose::ClientAuth, &ca, true);
+        own.leaf("server", &SERVER, &ca, false);
+        own.leaf("client", &CLIENT, &ca, false);
+        own.leaf("node", &NODE, &ca, false);
+        own.leaf("person", &CLIENT, &ca, false);
+        own.leaf("expired", &SERVER, &ca, true);
+        own.leaf("expired-client", &CLIENT, &ca, true);
         let other = own.authority("other-ca");
-        own.leaf("other-server", ExtendedKeyUsagePurpose::ServerAuth, &other, false);
-        own.leaf("other-client", ExtendedKeyUsagePurpose::ClientAuth, &other, false);
+        own.leaf("other-server", &SERVER, &other, false);
+        own.leaf("other-client", &CLIENT, &other, false);
+        own.leaf("other-node", &NODE, &other, false);
         own
     }
 
@@ -79,6 +87,29 @@ impl Certificates {
         tonic::transport::Certificate::from_pem(self.text(&format!("{name}.pem")))
     }
 
+    /// What a client is told: whom to believe, and whom to be.
+    ///
+    /// # Panics
+    /// Where there is no such file.
+    #[must_use]
+    pub fn client(&self, authority: &str, identity: Option<&str>) -> ClientTlsConfig {
+        let config = ClientTlsConfig::new().ca_certificate(self.authority_of(authority));
+        match identity {
+            Some(name) => config.identity(self.identity(name)),
+            None => config,
+        }
+    }
+
+    /// Writes the files of one in place of those of another, as a renewal does.
+    ///
+    /// # Panics
+    /// Where the directory can't be written.
+    pub fn put_in_place(&self, name: &str, of: &str) {
+        for kind in ["pem", "key"] {
+            self.write(of, kind, &self.text(&format!("{name}.{kind}")));
+        }
+    }
+
     fn authority(&self, name: &str) -> Issuer<'static, KeyPair> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -89,20 +120,17 @@ impl Certificates {
         Issuer::new(params, key)
     }
 
-    fn leaf(
-        &self,
-        name: &str,
-        usage: ExtendedKeyUsagePurpose,
-        issuer: &Issuer<'_, KeyPair>,
-        is_expired: bool,
-    ) {
+    fn leaf(&self, name: &str, usages: &[Usage], issuer: &Issuer<'_, KeyPair>, is_expired: bool) {
         let mut names: Vec<String> = NAMES.map(str::to_owned).into();
         names.extend((1..=HOSTS).flat_map(|i| [format!("10.77.0.{i}"), format!("fd77::{i}")]));
+        if name == "person" {
+            names = vec!["person.example".to_owned()];
+        }
         let mut params = CertificateParams::new(names).expect("names and addresses");
         params.distinguished_name.push(DnType::CommonName, name);
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![usage];
+        params.extended_key_usages = usages.to_vec();
         if is_expired {
             params.not_before = date_time_ymd(2019, 1, 1);
             params.not_after = date_time_ymd(2020, 1, 1);

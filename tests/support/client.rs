@@ -8,15 +8,19 @@ use proto::{
     longrunning::{Operation, operation, operations_client::OperationsClient},
     reapi::{
         ActionResult, BatchUpdateBlobsRequest, Digest, ExecuteOperationMetadata, ExecuteRequest,
-        ExecuteResponse, FindMissingBlobsRequest, action_cache_client::ActionCacheClient,
-        batch_update_blobs_request, capabilities_client::CapabilitiesClient,
+        ExecuteResponse, FindMissingBlobsRequest, GetCapabilitiesRequest,
+        action_cache_client::ActionCacheClient, batch_update_blobs_request,
+        capabilities_client::CapabilitiesClient,
         content_addressable_storage_client::ContentAddressableStorageClient,
         execution_client::ExecutionClient, execution_stage::Value as Stage,
     },
     rpc,
 };
 use sha2::Digest as _;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, ClientTlsConfig},
+};
 
 /// A connection, and a client of each service on it.
 #[derive(Clone)]
@@ -56,6 +60,33 @@ impl Client {
     pub fn lazy(address: &str) -> Self {
         let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
         Self::over(endpoint.connect_lazy())
+    }
+
+    /// One of a node with TLS, at HOST:PORT.
+    ///
+    /// # Panics
+    /// Where that is no address, or those are no certificates.
+    #[must_use]
+    pub fn secured(address: &str, tls: ClientTlsConfig) -> Self {
+        let endpoint = Channel::from_shared(format!("https://{address}")).expect("an address");
+        Self::over(endpoint.tls_config(tls).expect("certificates").connect_lazy())
+    }
+
+    /// Whether the node answers.
+    ///
+    /// # Errors
+    /// What is said instead, with its causes.
+    pub async fn answers(&self) -> Result<(), String> {
+        let mut client = self.capabilities.clone();
+        let asked = client.get_capabilities(GetCapabilitiesRequest::default()).await;
+        let Err(status) = asked else { return Ok(()) };
+        let mut said = status.to_string();
+        let mut cause = std::error::Error::source(&status);
+        while let Some(error) = cause {
+            said.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        Err(said)
     }
 
     fn over(channel: Channel) -> Self {

@@ -24,6 +24,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
+{{- /* How clients speak to a node. */ -}}
+{{- define "ringforge.scheme" -}}
+{{- if .Values.config.tls.certificate }}grpcs{{ else }}grpc{{ end -}}
+{{- end -}}
+
+{{- /* How the kubelet looks at a node: its own gRPC probes know no TLS. */ -}}
+{{- define "ringforge.probe" -}}
+{{- if .Values.config.tls.certificate -}}
+tcpSocket:
+{{- else -}}
+grpc:
+{{- end }}
+  port: {{ .Values.port }}
+{{- end -}}
+
 {{- /* What the container may do; values.yaml explains the three words. */ -}}
 {{- define "ringforge.securityContext" -}}
 runAsUser: 0

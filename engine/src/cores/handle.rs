@@ -173,6 +173,33 @@ impl Cores {
         Ok(missing)
     }
 
+    /// Promises those of these blobs and results that are here for so many seconds: they are owed
+    /// to somebody. No use of them.
+    ///
+    /// # Errors
+    /// `Overloaded`, `Stopped`; some may be promised then.
+    pub async fn hold(
+        &self,
+        blobs: Vec<Digest>,
+        results: Vec<[u8; HASH_BYTES]>,
+        seconds: u32,
+    ) -> Result<()> {
+        let mut by_owner = vec![(Vec::new(), Vec::new()); self.inboxes.len()];
+        for digest in blobs {
+            by_owner[usize::from(self.owner(&digest).0)].0.push(digest);
+        }
+        for key in results {
+            by_owner[usize::from(owner(&key, self.shards()).0)].1.push(key);
+        }
+        let asked = by_owner.into_iter().enumerate();
+        let asked = asked.filter(|(_, (blobs, results))| !blobs.is_empty() || !results.is_empty());
+        let answers = asked.map(|(shard, (blobs, results))| {
+            let hold = |reply| Request::Hold { blobs, results, seconds, reply };
+            self.ask(shard_id(shard), hold)
+        });
+        futures_util::future::try_join_all(answers).await.map(drop)
+    }
+
     /// Begins, or goes on with, the upload that `name` names.
     ///
     /// # Errors

@@ -146,6 +146,10 @@ impl<S: BlobStore> Pump<S> {
             Request::PutAction { key, bytes, reply } => {
                 drop(reply.send(self.shard.put_action(&key, &bytes).await));
             }
+            Request::Hold { blobs, results, seconds, reply } => {
+                self.shard.hold(&blobs, &results, seconds);
+                let _ = reply.send(());
+            }
             Request::Checked { digest, home, good } => {
                 self.shard.checked(digest, home, good).await;
             }

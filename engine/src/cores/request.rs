@@ -5,7 +5,7 @@ use crate::{
         Body, Home, Link, Result,
         source::{Chunk, Follower},
     },
-    digest::Digest,
+    digest::{Digest, HASH_BYTES},
     shard::Holdings,
 };
 use bytes::Bytes;
@@ -42,6 +42,7 @@ pub(super) enum Request {
     GetAction { key: ActionKey, reply: Reply<Result<Option<StoredAction>>> },
     PutAction { key: ActionKey, bytes: Bytes, reply: Reply<Result<()>> },
     CompleteAction { key: ActionKey, record: (u32, u32), generation: u64 },
+    Hold { blobs: Vec<Digest>, results: Vec<[u8; HASH_BYTES]>, seconds: u32, reply: Reply<()> },
     Count { reply: Reply<CoreCounts> },
 }
 

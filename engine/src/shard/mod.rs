@@ -291,6 +291,24 @@ impl Shard {
         Ok(*entry)
     }
 
+    /// Promises blobs for so many seconds. A result has no promise: it counts as used, so that all
+    /// others go before it.
+    pub(crate) fn hold(&self, blobs: &[Digest], results: &[[u8; HASH_BYTES]], seconds: u32) {
+        let now = self.env.clock.seconds();
+        let mut index = self.index.borrow_mut();
+        for digest in blobs {
+            if let Some(entry) = index.get_mut(digest) {
+                entry.leased = entry.leased.max(now.saturating_add(seconds));
+            }
+        }
+        let mut actions = self.actions.borrow_mut();
+        for key in results {
+            if let Some(entry) = actions.get_mut(key) {
+                entry.used = now;
+            }
+        }
+    }
+
     /// Seconds for which what is reported present is promised.
     fn lease(&self) -> u32 {
         u32::try_from(self.config.lease.as_secs()).unwrap_or(u32::MAX)

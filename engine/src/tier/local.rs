@@ -2,9 +2,9 @@
 //! never ask what is below: of that it knows only what the tier remembers.
 
 use super::{
-    Blobs, Local, Outgoing, Tier,
+    Blobs, Item, Local, Outgoing, Tier,
     action_cache::{self, TreeBounds},
-    backlog::{BacklogError, StoredResult},
+    backlog::{BacklogError, HELD, StoredResult},
     push::outgoing,
 };
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use std::sync::Arc;
 
 /// A node's own blobs and results.
 pub struct LocalBlobs {
@@ -37,6 +38,24 @@ impl Local for LocalBlobs {
 
     fn read(&self, digest: Digest) -> BoxFuture<'_, Result<Bytes>> {
         Box::pin(self.blobs.cores().read(digest, u64::MAX))
+    }
+
+    fn hold(&self, items: Vec<Arc<Item>>) -> BoxFuture<'_, ()> {
+        let (mut blobs, mut results) = (Vec::new(), Vec::new());
+        for item in items {
+            match &*item {
+                Item::Blob(digest) => blobs.push(*digest),
+                Item::Action { instance, action } => {
+                    results.push(action_cache::key(instance, *action));
+                }
+            }
+        }
+        let seconds = u32::try_from(HELD.as_secs()).unwrap_or(u32::MAX);
+        Box::pin(async move {
+            if let Err(error) = self.blobs.cores().hold(blobs, results, seconds).await {
+                tracing::debug!(%error, "what is owed below is not held; it is asked for again");
+            }
+        })
     }
 
     fn wrong_below(&self, digests: Vec<Digest>) -> BoxFuture<'_, Vec<Digest>> {

@@ -1,10 +1,13 @@
 //! Connections to other gRPC servers, made when they are first used and made anew when they broke.
 //! Must never know what is asked over them, nor print what a header holds.
 
+mod node_connector;
 #[cfg(test)]
 mod tests;
 
+use self::node_connector::NodeConnector;
 use crate::peer::proof::{HEADER, Secret};
+use crate::tls::Tls;
 use http::Uri;
 use std::{
     fmt, io,
@@ -125,6 +128,8 @@ pub(crate) struct Target {
     name: String,
     endpoint: Endpoint,
     headers: Headers,
+    /// Where this node's own TLS is spoken.
+    connector: Option<NodeConnector>,
 }
 
 /// What a node of a cluster proves with each call to another.
@@ -171,12 +176,20 @@ impl Target {
             return Err(BadConnect::NoTls(connect.url.clone()));
         }
         let headers = Headers::new(&connect.headers)?;
-        Ok(Self { name: connect.url.clone(), endpoint, headers })
+        Ok(Self { name: connect.url.clone(), endpoint, headers, connector: None })
     }
 
     /// The same, where each call proves who makes it.
     pub(crate) fn proving(mut self, proof: Proof) -> Self {
         self.headers.proof = Some(proof);
+        self
+    }
+
+    /// The same by this node's own TLS, as it is whenever a connection is made; made of a URL
+    /// without any.
+    pub(crate) fn secured(mut self, tls: Tls) -> Self {
+        self.name = self.name.replacen("grpc:", "grpcs:", 1);
+        self.connector = Some(NodeConnector::new(tls));
         self
     }
 
@@ -188,7 +201,11 @@ impl Target {
     /// A further connection, made when it is first used. Within a tokio runtime only: a task of
     /// it owns the connection.
     pub(crate) fn open(&self) -> Connection {
-        InterceptedService::new(self.endpoint.connect_lazy(), self.headers.clone())
+        let channel = match &self.connector {
+            Some(connector) => self.endpoint.connect_with_connector_lazy(connector.clone()),
+            None => self.endpoint.connect_lazy(),
+        };
+        InterceptedService::new(channel, self.headers.clone())
     }
 }
 

@@ -155,6 +155,7 @@ pub(super) struct RawCluster {
     resolve_every: Period,
     keys: Vec<String>,
     secret: String,
+    ca: String,
     offload: bool,
     share: bool,
 }
@@ -176,6 +177,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) keys: Vec<String>,
     /// What nodes prove to know; empty = nothing.
     pub(crate) secret: String,
+    /// Who signs nodes' certificates; `None` = who signs clients'.
+    pub(crate) ca: Option<PathBuf>,
     /// Whether waiting actions are given away.
     pub(crate) offload: bool,
     /// Whether blobs are asked of their home node.
@@ -223,6 +226,7 @@ pub(super) fn cluster(raw: RawCluster) -> Checked<ClusterSettings> {
         resolve_every: period("resolve_every", raw.resolve_every, SECOND..=DAY)?,
         keys: raw.keys,
         secret: raw.secret,
+        ca: (!raw.ca.is_empty()).then(|| PathBuf::from(raw.ca)),
         offload: raw.offload,
         share: raw.share,
     })

@@ -14,6 +14,7 @@ mod error;
 mod parts;
 mod raw;
 mod read;
+mod tls;
 mod tree;
 mod units;
 
@@ -32,6 +33,7 @@ pub(crate) use parts::{
     LogSettings, SandboxSettings, ServerConfig, StoreSettings,
 };
 pub(crate) use raw::{Flags, environment};
+pub(crate) use tls::{ClientAuth, TlsSettings};
 
 use error::{Fault, shown};
 use raw::Raw;
@@ -45,6 +47,8 @@ const ORIGIN_COLUMN: usize = 44;
 pub(crate) struct Config {
     /// Where clients connect.
     pub(crate) server: ServerConfig,
+    /// TLS there; `None` = everything is in the clear.
+    pub(crate) tls: Option<TlsSettings>,
     /// Blobs and action results on disk.
     pub(crate) store: StoreSettings,
     /// Which CPU does what.
@@ -82,9 +86,13 @@ impl Config {
 
     fn checked(tree: &Value) -> Result<Self, Fault> {
         let raw = Raw::deserialize(tree)?;
-        let Raw { server, store, cpus, limits, execution, sandbox, .. } = raw;
+        let Raw { server, tls, store, cpus, limits, execution, sandbox, .. } = raw;
         let Raw { backing, cluster, metrics, log, .. } = raw;
+        let tls = tls::tls(tls).map_err(|fault| fault.under("tls"))?;
+        let cluster = around::cluster(cluster).map_err(|fault| fault.under("cluster"))?;
         Ok(Self {
+            tls: tls::with_nodes(tls, &cluster)?,
+            cluster,
             server: checked::server(server).map_err(|fault| fault.under("server"))?,
             store: checked::store(store).map_err(|fault| fault.under("store"))?,
             cpus: checked::cpus(cpus).map_err(|fault| fault.under("cpus"))?,
@@ -92,7 +100,6 @@ impl Config {
             execution: checked::execution(execution).map_err(|fault| fault.under("execution"))?,
             sandbox: checked::sandbox(sandbox).map_err(|fault| fault.under("sandbox"))?,
             backing: around::backing(backing).map_err(|fault| fault.under("backing"))?,
-            cluster: around::cluster(cluster).map_err(|fault| fault.under("cluster"))?,
             metrics: around::metrics(&metrics).map_err(|fault| fault.under("metrics"))?,
             log: LogSettings { level: log.level, format: log.format },
             printed: printed(tree),

@@ -15,6 +15,7 @@ use super::around::{RawBacking, RawCluster, RawMetrics};
 use super::error::ConfigError;
 use super::parts::{Durability, LogFormat, LogLevel};
 use super::read;
+use super::tls::RawTls;
 use super::tree::{Entry, Origin, Value};
 use super::units::{AutoCount, Count, CpuChoice, Period, Size};
 
@@ -41,6 +42,7 @@ pub(crate) struct Flags {
 #[serde(deny_unknown_fields)]
 pub(super) struct Raw {
     pub(super) server: RawServer,
+    pub(super) tls: RawTls,
     pub(super) store: RawStore,
     pub(super) cpus: RawCpus,
     pub(super) limits: RawLimits,

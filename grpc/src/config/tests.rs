@@ -299,3 +299,34 @@ fn an_origin_says_where_to_look() {
     assert_eq!(origin.to_string(), "a.yaml:3");
     assert_eq!(Origin::Variable("RINGFORGE__A__B".to_owned()).to_string(), "env RINGFORGE__A__B");
 }
+
+#[test]
+fn tls_is_whole_or_not_there() {
+    let own = "certificate: c, key: k";
+    let both =
+        |tls: &str, cluster: &str| yaml(&format!("tls: {{{tls}}}\ncluster: {{{cluster}}}\n"));
+    for (tls, cluster, expect) in [
+        ("", "", ""),
+        (own, "", ""),
+        (&format!("{own}, client_auth: request"), "", ""),
+        (&format!("{own}, client_auth: require"), "", ""),
+        (&format!("{own}, client_auth: verify, client_ca: a"), "", ""),
+        (&format!("{own}, client_auth: verify, client_ca: a"), "listen: '127.0.0.1:1'", ""),
+        (own, "listen: '127.0.0.1:1', ca: a", ""),
+        ("certificate: c", "", "node.yaml:1: `tls.key`: expected the file of tls.certificate's"),
+        ("key: k", "", "node.yaml:1: `tls.certificate`: expected the file of tls.key's"),
+        ("client_ca: a", "", "`tls.client_ca`: expected nothing, or tls.certificate"),
+        ("client_auth: verify", "", "`tls.client_auth`: expected none, or tls.certificate"),
+        (&format!("{own}, client_ca: a"), "", "`tls.client_auth`: expected request, require or"),
+        (&format!("{own}, client_auth: verify"), "", "`tls.client_ca`: expected the file of"),
+        (&format!("{own}, client_auth: maybe"), "", "expected one of none, request, require"),
+        ("", "ca: a", "`cluster.ca`: expected nothing, or tls.certificate"),
+        (own, "listen: '127.0.0.1:1'", "`cluster.ca`: expected the file of those who sign nodes'"),
+    ] {
+        let error = both(tls, cluster).err().unwrap_or_default();
+        assert!(error.contains(expect), "{tls} {cluster}: {error}");
+        assert_eq!(error.is_empty(), expect.is_empty(), "{tls} {cluster}: {error}");
+    }
+    let settings = both(&format!("{own}, client_auth: verify, client_ca: a"), "listen: '[::1]:1'");
+    assert_eq!(settings.unwrap().tls.unwrap().node_ca, Some("a".into()));
+}

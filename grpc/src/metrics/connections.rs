@@ -7,7 +7,7 @@ use super::{
 use crate::transport::{ConnectionCounts, Connections};
 use futures_util::future::{LocalBoxFuture, ready};
 
-const NUMBERS: [Number<ConnectionCounts>; 4] = [
+const NUMBERS: [Number<ConnectionCounts>; 5] = [
     (gauge("ringforge_connections", "Client connections that are open."), |all| all.open as f64),
     (gauge("ringforge_connections_max", "Client connections that may be open."), |all| {
         all.open_max as f64
@@ -22,6 +22,14 @@ const NUMBERS: [Number<ConnectionCounts>; 4] = [
             "Client connections that were closed at once, because there were too many.",
         ),
         |all| all.refused as f64,
+    ),
+    (
+        counter(
+            "ringforge_connections_strange_total",
+            "Client connections that were closed for their TLS, for want of it, or for their \
+             certificate.",
+        ),
+        |all| all.strange as f64,
     ),
 ];
 

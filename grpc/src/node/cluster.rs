@@ -5,7 +5,12 @@ use super::tiers::{self, Tiers};
 use crate::{
     config::{ClusterSettings, Config},
     metrics::WatchedTier,
-    peer::{Peering, PeeringParts, errands, home::Homes, proof::Secret},
+    peer::{
+        Peering, PeeringParts, errands,
+        home::Homes,
+        proof::{self, Secret},
+    },
+    tls::Tls,
 };
 use anyhow::{Context, bail};
 use engine::{
@@ -49,16 +54,48 @@ pub(super) struct Joining<'a> {
     pub(super) tiers: &'a Tiers,
 }
 
-/// Opens gossip where it is configured. Within the control core's runtime.
+/// What this node is to the others, before any of them is asked.
+pub(super) struct Standing {
+    /// Where they reach its services.
+    pub(super) endpoint: String,
+    /// Whether certificates prove who calls.
+    by_certificate: bool,
+}
+
+/// Works it out, for one that gossips at `listen` and serves at `serving`.
+///
+/// # Errors
+/// Why others would not believe it, or why it should not believe them.
+pub(super) fn standing(
+    config: &Config,
+    listen: SocketAddr,
+    serving: SocketAddr,
+    tls: Option<&Tls>,
+) -> anyhow::Result<Standing> {
+    let settings = &config.cluster;
+    let endpoint = endpoint(settings, listen, serving)?;
+    if let Some(tls) = tls {
+        tls.check_as_node(proof::host(&endpoint)).context("tls.certificate")?;
+    }
+    // Where there is a secret, that is what proves.
+    let by_certificate = settings.secret.is_empty() && tls.is_some_and(Tls::proves_nodes);
+    check_trust(settings, listen, &endpoint, by_certificate)?;
+    Ok(Standing { endpoint, by_certificate })
+}
+
+/// Opens gossip where it is configured; nodes talk to each other by `tls`, if there is any. Within
+/// the control core's runtime.
 ///
 /// # Errors
 /// What is wrong with the settings, or with the sockets.
-pub(super) async fn join(joining: Joining<'_>) -> anyhow::Result<Option<Cluster>> {
+pub(super) async fn join(
+    joining: Joining<'_>,
+    tls: Option<&Tls>,
+) -> anyhow::Result<Option<Cluster>> {
     let Joining { config, serving, cores, limits, tiers } = joining;
     let settings = &config.cluster;
     let Some(listen) = settings.listen else { return Ok(None) };
-    let endpoint = endpoint(settings, listen, serving)?;
-    check_trust(settings, listen, &endpoint)?;
+    let Standing { endpoint, by_certificate } = standing(config, listen, serving, tls)?;
     let seeds: Vec<Seed> = settings
         .peers
         .iter()
@@ -92,6 +129,8 @@ pub(super) async fn join(joining: Joining<'_>) -> anyhow::Result<Option<Cluster>
         address: membership.address(),
         peers,
         secret,
+        tls: tls.cloned(),
+        by_certificate,
         instance: config.server.instances.first().cloned().unwrap_or_default(),
         cores: cores.clone(),
         tier: tiers::peer_tier_config(&config.backing, limits),
@@ -242,26 +281,36 @@ fn endpoint(
     Ok(SocketAddr::new(host, serving.port()).to_string())
 }
 
-/// Refuses to execute on anybody's word: without a secret, only the machine's own processes are
-/// believed.
+/// Refuses to execute on anybody's word: without a secret and without certificates, only the
+/// machine's own processes are believed.
 fn check_trust(
     settings: &ClusterSettings,
     listen: SocketAddr,
     endpoint: &str,
+    by_certificate: bool,
 ) -> anyhow::Result<()> {
     if !settings.secret.is_empty() {
         return Ok(());
     }
     let is_loopback = |address: &SocketAddr| address.ip().is_loopback();
-    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let host = proof::host(endpoint);
     let serves_loopback =
         host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     if is_loopback(&listen) && settings.advertise.iter().all(is_loopback) && serves_loopback {
         return Ok(());
     }
+    if by_certificate && settings.keys.is_empty() {
+        bail!(
+            "cluster.keys is needed, or cluster.secret: {listen} can be reached from outside of \
+             this machine, and certificates do not protect gossip"
+        );
+    }
+    if by_certificate {
+        return Ok(());
+    }
     bail!(
         "cluster.secret is needed: {listen} or {endpoint} can be reached from outside of this \
-         machine, and whoever reaches it could have actions executed here"
+         machine, and whoever reaches it could have actions executed here (certificates can stand \
+         in its place: tls.certificate, tls.client_auth and cluster.keys)"
     );
 }

@@ -2,12 +2,13 @@
 
 use crate::{
     config::{
-        Config, CpuChoice, CpuSettings, Durability, MetricsSettings, SandboxSettings, ServerConfig,
-        StoreSettings,
+        ClientAuth, Config, CpuChoice, CpuSettings, Durability, MetricsSettings, SandboxSettings,
+        ServerConfig, StoreSettings,
     },
     self_test::Report,
     services::{Bounds, Node},
-    transport::{Patience, ServeConfig},
+    tls::Tls,
+    transport::{Opening, Patience, ServeConfig},
 };
 use anyhow::Context;
 use engine::{
@@ -21,7 +22,16 @@ use engine::{
     shard::{self, Layout, StoreConfig, Usage},
 };
 use sandbox::{Mount, Spawner};
-use std::{io, net::TcpListener, path::Path, sync::Arc};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    sync::Arc,
+};
+
+/// TLS handshakes that one core has at once: each holds some 70 KiB, and ends within a few round
+/// trips where its client is honest.
+const HANDSHAKES_MAX: usize = 256;
 
 pub(super) fn placement_request(cpus: &CpuSettings) -> PlacementRequest {
     let list = |choice: &CpuChoice| match choice {
@@ -195,6 +205,31 @@ pub(super) fn metrics_listener(
     listener.set_nonblocking(true)?;
     report.add("metrics", format!("http://{}/metrics", listener.local_addr()?));
     Ok(Some(listener))
+}
+
+/// How connections begin.
+pub(super) fn opening(server: &ServerConfig, tls: Option<Tls>, cores: u16) -> Opening {
+    let each = server.connections_max / usize::from(cores.max(1));
+    // Those that never end must leave room for those that have.
+    let handshakes_max = (each / 4).clamp(1, HANDSHAKES_MAX);
+    Opening { tls, handshakes_max }
+}
+
+/// Where clients are told that this node serves.
+pub(super) fn serving(address: SocketAddr, tls: Option<&Tls>) -> String {
+    match tls {
+        None => format!("grpc://{address}"),
+        Some(tls) => {
+            let ends = humantime::format_rfc3339_seconds(tls.now().ends);
+            let clients = match tls.client_auth {
+                ClientAuth::None => "are not asked for certificates",
+                ClientAuth::Request => "may show certificates",
+                ClientAuth::Require => "have to show a certificate, which anybody may have signed",
+                ClientAuth::Verify => "have to show a certificate that verifies",
+            };
+            format!("grpcs://{address} (certificate until {ends}; clients {clients})")
+        }
+    }
 }
 
 pub(super) fn serve_config(server: &ServerConfig) -> ServeConfig {

@@ -47,6 +47,10 @@ impl Link {
         let proof =
             Proof { secret: parts.secret.clone(), from: parts.node_id.clone(), to: node_id.into() };
         let target = Target::new(&connect)?.proving(proof);
+        let target = match &parts.tls {
+            Some(tls) => target.secured(tls.clone()),
+            None => target,
+        };
         let settings = RemoteSettings {
             instance: parts.instance.clone(),
             compression: false,

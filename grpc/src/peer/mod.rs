@@ -14,7 +14,10 @@ mod route;
 pub(crate) use self::link::Link;
 
 use self::proof::{HEADER, Secret};
-use crate::backing::channel::BadConnect;
+use crate::{
+    backing::channel::BadConnect,
+    tls::{ClientCertificate, Tls},
+};
 use engine::{
     control::Peers,
     cores::Cores,
@@ -26,7 +29,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
-use tonic::Status;
+use tonic::{Code, Extensions, Status, metadata::MetadataMap};
 
 /// What talking to peers needs.
 pub(crate) struct PeeringParts {
@@ -38,6 +41,10 @@ pub(crate) struct PeeringParts {
     pub(crate) peers: Peers,
     /// What all of them know.
     pub(crate) secret: Secret,
+    /// How they are reached; `None` = in the clear.
+    pub(crate) tls: Option<Tls>,
+    /// Whether their certificates prove what else the secret does.
+    pub(crate) by_certificate: bool,
     /// An instance that every node serves; blobs are asked for under it.
     pub(crate) instance: String,
     /// This node's blobs.
@@ -47,6 +54,20 @@ pub(crate) struct PeeringParts {
     pub(crate) guard: GuardConfig,
     /// Where calls to peers run.
     pub(crate) runtime: tokio::runtime::Handle,
+}
+
+/// What a request says of who makes it.
+#[derive(Clone, Copy)]
+pub(crate) struct Asking<'a> {
+    headers: &'a http::HeaderMap,
+    certificate: Option<&'a ClientCertificate>,
+}
+
+impl<'a> Asking<'a> {
+    /// From what came with a request beside its message.
+    pub(crate) fn of(headers: &'a MetadataMap, extensions: &'a Extensions) -> Self {
+        Self { headers: headers.as_ref(), certificate: extensions.get() }
+    }
 }
 
 /// This node's dealings with its peers. Shared by all threads.
@@ -94,19 +115,25 @@ impl Peering {
     /// The peer that makes a request, by its header; `None` for a client.
     ///
     /// # Errors
-    /// PERMISSION_DENIED where the header proves nothing, UNAVAILABLE where no such node is known.
-    pub(crate) fn caller(&self, headers: &http::HeaderMap) -> Result<Option<Arc<str>>, Status> {
-        let Some(header) = headers.get(HEADER) else { return Ok(None) };
+    /// PERMISSION_DENIED where header and certificate prove nothing, UNAVAILABLE where no such node
+    /// is known.
+    pub(crate) fn caller(&self, asking: Asking<'_>) -> Result<Option<Arc<str>>, Status> {
+        let Some(header) = asking.headers.get(HEADER) else { return Ok(None) };
         let header = header.to_str().map_err(|_| Status::permission_denied(HEADER))?;
         let own = &self.parts.node_id;
         let from = self.parts.secret.check(header, own, SystemTime::now())?;
-        match self.parts.peers.get(from) {
-            Some(peer) => Ok(Some(peer.node_id)),
-            None => {
-                let message = format!("{own} does not know a node {from:?} (yet)");
-                Err(Status::unavailable(crate::status::short(message)))
-            }
+        let Some(peer) = self.parts.peers.get(from) else {
+            let message = format!("{own} does not know a node {from:?} (yet)");
+            return Err(Status::unavailable(crate::status::short(message)));
+        };
+        if self.parts.by_certificate {
+            let Some(state) = &peer.state else {
+                let message = format!("{from} has not said yet where it serves");
+                return Err(crate::status::retry(Code::Unavailable, message));
+            };
+            proof::check_certificate(asking.certificate, from, &state.endpoint)?;
         }
+        Ok(Some(peer.node_id))
     }
 
     /// The way to a peer; `None` where it is not known, or not yet where it serves.

@@ -1,7 +1,8 @@
 //! How a node proves to another that it belongs to the cluster: a header with its name and a code
-//! over both names and the time, made with the secret that all nodes have. Must never send the
-//! secret itself.
+//! over both names and the time, made with the secret that all nodes have. Where there is none, by
+//! its certificate. Must never send the secret itself.
 
+use crate::tls::ClientCertificate;
 use ring::hmac;
 use std::{fmt, time::SystemTime};
 use tonic::Status;
@@ -78,6 +79,32 @@ impl Secret {
     }
 }
 
+/// Checks that a caller is the node it says it is: by the certificate with which that node serves,
+/// for which its endpoint is known from gossip.
+///
+/// # Errors
+/// PERMISSION_DENIED where it is another's, or none.
+pub(super) fn check_certificate(
+    certificate: Option<&ClientCertificate>,
+    from: &str,
+    endpoint: &str,
+) -> Result<(), Status> {
+    let host = host(endpoint);
+    match certificate {
+        Some(certificate) if certificate.is_of_node(host) => Ok(()),
+        _ => {
+            let why = format!("no certificate of {from}, which stands for {host:?}, was shown");
+            Err(Status::permission_denied(crate::status::short(format!("{HEADER}: {why}"))))
+        }
+    }
+}
+
+/// The host of HOST:PORT, without brackets.
+pub(crate) fn host(endpoint: &str) -> &str {
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
 fn said(from: &str, to: &str, seconds: u64) -> String {
     // No name holds a line break, so that the parts cannot run into each other.
     format!("ringforge peer v1\n{from}\n{to}\n{seconds}")
@@ -125,6 +152,17 @@ mod tests {
             let denied = secret.check(header, to, at).unwrap_err();
             assert_eq!(denied.code(), tonic::Code::PermissionDenied, "{header}");
             assert!(!denied.message().contains("secret of"), "{denied}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_what_stands_before_the_port() {
+        for (endpoint, expect) in [
+            ("10.0.0.1:8980", "10.0.0.1"),
+            ("[fd77::1]:8980", "fd77::1"),
+            ("n1.example:8980", "n1.example"),
+        ] {
+            assert_eq!(host(endpoint), expect);
         }
     }
 

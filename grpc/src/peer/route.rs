@@ -1,9 +1,8 @@
 //! Operations by their names: one of another node is asked for there. Must never ask a third node,
 //! and never say of an operation whose node is gone more than that it is not there.
 
-use super::{Link, Peering};
+use super::{Asking, Link, Peering};
 use futures_util::stream::{self, StreamExt};
-use http::HeaderMap;
 use proto::{
     longrunning::Operation,
     reapi::{WaitExecutionRequest, execution_client::ExecutionClient},
@@ -26,7 +25,7 @@ impl Peering {
     pub(crate) fn origin(
         &self,
         operation: &str,
-        headers: &HeaderMap,
+        asking: Asking<'_>,
     ) -> Result<Option<Arc<Link>>, Status> {
         let gone = || {
             let message = format!("no node has the operation {operation:?}; execute again");
@@ -36,7 +35,7 @@ impl Peering {
             Some((node, _)) if node == &**self.node_id() => Ok(None),
             // Malformed: this node says so.
             None => Ok(None),
-            Some(_) if self.caller(headers)?.is_some() => Err(gone()),
+            Some(_) if self.caller(asking)?.is_some() => Err(gone()),
             Some((node, _)) => self.link(node).map(Some).ok_or_else(gone),
         }
     }

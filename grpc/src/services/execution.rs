@@ -6,7 +6,7 @@ use super::{
     action_cache::{Inline, cached, inline},
     digest, function, to_wire,
 };
-use crate::status;
+use crate::{peer::Asking, status};
 use engine::{
     digest::Digest,
     exec::{ExecuteOutcome, Executions, Listening, OperationState, Stage},
@@ -49,7 +49,7 @@ impl Execution for ExecutionService {
         &self,
         request: Request<ExecuteRequest>,
     ) -> Result<Response<OperationStream>, Status> {
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
         let blobs = self.node.blobs(&request.instance_name, metadata.as_ref())?;
         let function = function(request.digest_function)?;
         let action = digest(request.action_digest.as_ref(), function)?;
@@ -60,7 +60,7 @@ impl Execution for ExecutionService {
         };
         let executions = self.node.executions()?;
         // A peer that has given an action away has its inputs, or knows where they are.
-        let caller = self.node.caller(metadata.as_ref())?;
+        let caller = self.node.caller(Asking::of(&metadata, &extensions))?;
         let blobs = match &caller {
             Some(peer) => blobs.with_peer(peer.tier.clone()),
             None => blobs,
@@ -87,8 +87,9 @@ impl Execution for ExecutionService {
         &self,
         request: Request<WaitExecutionRequest>,
     ) -> Result<Response<OperationStream>, Status> {
-        let (metadata, _, WaitExecutionRequest { name }) = request.into_parts();
-        if let Some((peering, link)) = self.node.origin(&name, metadata.as_ref())? {
+        let (metadata, extensions, WaitExecutionRequest { name }) = request.into_parts();
+        let asking = Asking::of(&metadata, &extensions);
+        if let Some((peering, link)) = self.node.origin(&name, asking)? {
             return Ok(Response::new(peering.wait_there(&link, name)));
         }
         let listening = self.node.executions()?.wait(&name).await;

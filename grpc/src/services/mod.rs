@@ -11,7 +11,7 @@ mod messages;
 pub(crate) mod operations;
 
 use crate::{
-    peer::{Link, Peering, proof::HEADER},
+    peer::{Asking, Link, Peering, proof::HEADER},
     resource_name::KEYWORDS,
 };
 use engine::{
@@ -110,9 +110,9 @@ impl Node {
     ///
     /// # Errors
     /// PERMISSION_DENIED where it can't prove to be one, UNAVAILABLE where it is not known yet.
-    pub(crate) fn caller(&self, headers: &HeaderMap) -> Result<Option<Arc<Link>>, Status> {
+    pub(crate) fn caller(&self, asking: Asking<'_>) -> Result<Option<Arc<Link>>, Status> {
         let Some(peering) = &self.peering else { return Ok(None) };
-        let Some(caller) = peering.caller(headers)? else { return Ok(None) };
+        let Some(caller) = peering.caller(asking)? else { return Ok(None) };
         let unknown = || {
             let message = format!("{caller} has not said yet where it serves");
             crate::status::retry(tonic::Code::Unavailable, message)
@@ -127,10 +127,10 @@ impl Node {
     pub(crate) fn origin(
         &self,
         operation: &str,
-        headers: &HeaderMap,
+        asking: Asking<'_>,
     ) -> Result<Option<There<'_>>, Status> {
         let Some(peering) = &self.peering else { return Ok(None) };
-        let link = peering.origin(operation, headers)?;
+        let link = peering.origin(operation, asking)?;
         Ok(link.map(|link| (peering, link)))
     }
 

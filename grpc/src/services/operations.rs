@@ -2,7 +2,11 @@
 //! what the executions do not.
 
 use super::{Node, execution::plain_operation};
-use crate::{backing::channel::Connection, peer::Link, status};
+use crate::{
+    backing::channel::Connection,
+    peer::{Asking, Link},
+    status,
+};
 use engine::exec::Stage;
 use futures_util::future::{Either, select};
 use proto::longrunning::{
@@ -59,8 +63,9 @@ impl Operations for OperationsService {
         &self,
         request: Request<GetOperationRequest>,
     ) -> Result<Response<Operation>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        if let Some((peering, link)) = self.node.origin(&request.name, metadata.as_ref())? {
+        let (metadata, extensions, request) = request.into_parts();
+        let asking = Asking::of(&metadata, &extensions);
+        if let Some((peering, link)) = self.node.origin(&request.name, asking)? {
             let mut there = there(&link);
             return peering.ask_there(async move { there.get_operation(request).await }).await;
         }
@@ -81,8 +86,9 @@ impl Operations for OperationsService {
         &self,
         request: Request<CancelOperationRequest>,
     ) -> Result<Response<()>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        if let Some((peering, link)) = self.node.origin(&request.name, metadata.as_ref())? {
+        let (metadata, extensions, request) = request.into_parts();
+        let asking = Asking::of(&metadata, &extensions);
+        if let Some((peering, link)) = self.node.origin(&request.name, asking)? {
             let mut there = there(&link);
             return peering.ask_there(async move { there.cancel_operation(request).await }).await;
         }
@@ -95,8 +101,9 @@ impl Operations for OperationsService {
         &self,
         request: Request<WaitOperationRequest>,
     ) -> Result<Response<Operation>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        if let Some((peering, link)) = self.node.origin(&request.name, metadata.as_ref())? {
+        let (metadata, extensions, request) = request.into_parts();
+        let asking = Asking::of(&metadata, &extensions);
+        if let Some((peering, link)) = self.node.origin(&request.name, asking)? {
             let mut there = there(&link);
             return peering.ask_there(async move { there.wait_operation(request).await }).await;
         }

@@ -2,6 +2,7 @@
 //! this protocol open few and keep them long, so the kernel's hashing would leave cores idle.
 //! Must never hold more connections than its bound.
 
+use super::complaints::Complaints;
 use crossbeam_utils::CachePadded;
 use socket2::{SockRef, TcpKeepalive};
 use std::{
@@ -35,6 +36,7 @@ pub(crate) struct Connections {
 struct Passed {
     accepted: AtomicU64,
     refused: AtomicU64,
+    complaints: Complaints,
 }
 
 /// Connections at one moment.
@@ -48,6 +50,8 @@ pub(crate) struct ConnectionCounts {
     pub(crate) accepted: u64,
     /// Those that were closed instead.
     pub(crate) refused: u64,
+    /// Those that began otherwise than they have to here: TLS, or a certificate.
+    pub(crate) strange: u64,
 }
 
 impl Connections {
@@ -91,7 +95,13 @@ impl Connections {
             open_max: self.connections_max,
             accepted: self.passed.accepted.load(Ordering::Relaxed),
             refused: self.passed.refused.load(Ordering::Relaxed),
+            strange: self.passed.complaints.all(),
         }
+    }
+
+    /// What is said of clients that get nowhere.
+    pub(super) fn complaints(&self) -> &Complaints {
+        &self.passed.complaints
     }
 
     /// Connections that are open, on all cores.

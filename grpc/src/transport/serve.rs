@@ -1,6 +1,11 @@
 //! HTTP/2 on one core's connections. Bounds everything that a peer can make us keep.
 
-use super::{accept::Connections, io::Socket, timer::ControlTimer};
+use super::{
+    accept::Connections,
+    handshake::{Handshakes, Opened, Opening},
+    timer::ControlTimer,
+};
+use crate::tls::ClientCertificate;
 use engine::env::alarms::Alarms;
 use futures_util::future::{Either, LocalBoxFuture, select};
 use http_body::Body;
@@ -53,6 +58,8 @@ pub(crate) struct ServeConfig {
 /// gone, or came to hold a place, must not.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
+    /// For a handshake of TLS.
+    pub(crate) handshake: Duration,
     /// Until the first request of a connection.
     pub(crate) first_request: Duration,
     /// Between two questions whether the peer is there.
@@ -64,6 +71,7 @@ pub(crate) struct Patience {
 impl Patience {
     /// That of a node that serves.
     pub(crate) const LIVE: Self = Self {
+        handshake: Duration::from_secs(10),
         first_request: Duration::from_secs(60),
         ping_interval: Duration::from_secs(60),
         pong: Duration::from_secs(20),
@@ -87,6 +95,8 @@ pub(crate) struct Accepted {
     pub(crate) queue: async_channel::Receiver<TcpStream>,
     /// Where they are counted.
     pub(crate) connections: Connections,
+    /// How they begin.
+    pub(crate) opening: Opening,
 }
 
 /// Spawns on the executor of the calling thread.
@@ -117,15 +127,22 @@ pub(crate) async fn serve<S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let Accepted { core, queue, connections } = accepted;
+    let Accepted { core, queue, connections, opening } = accepted;
     let alarms = timer.alarms.clone();
+    let handshakes = Rc::new(Handshakes::new(opening, connections.clone(), alarms.clone()));
     let open = Rc::new(Open::default());
     while let Ok(stream) = queue.recv().await {
         open.count.set(open.count.get() + 1);
         let (service, draining, timer) = (service.clone(), draining.clone(), timer.clone());
         let (open, connections) = (open.clone(), connections.clone());
+        let handshakes = handshakes.clone();
         let connection = async move {
-            serve_one(stream, config, draining, timer, service).await;
+            let client = stream.peer_addr().ok();
+            if let Some(opened) = opened(&handshakes, stream, config, draining.clone()).await {
+                let first = opened.first.clone();
+                serve_one(opened, config, draining, timer, service).await;
+                handshakes.look_back(&first, client);
+            }
             connections.closed(core);
             open.count.set(open.count.get() - 1);
             open.ended.notify_waiters();
@@ -138,6 +155,21 @@ pub(crate) async fn serve<S, B>(
         }
     });
     select(all_ended, pin!(alarms.sleep(config.grace))).await;
+}
+
+/// The connection that a socket becomes; `None` where it comes to nothing before the node drains.
+async fn opened(
+    handshakes: &Handshakes,
+    stream: TcpStream,
+    config: ServeConfig,
+    mut draining: watch::Receiver<bool>,
+) -> Option<Opened> {
+    let drain = pin!(draining.wait_for(|draining| *draining));
+    let opened = pin!(handshakes.open(stream, config.patience.handshake));
+    match select(opened, drain).await {
+        Either::Left((opened, _)) => opened,
+        Either::Right(_) => None,
+    }
 }
 
 /// Returns once a connection had no stream for a moment, in which one that was on its way would
@@ -169,10 +201,11 @@ struct Streams {
     any: Cell<bool>,
 }
 
-/// A service that counts its streams.
+/// A service that counts its streams, and tells who asks.
 struct Counted<S> {
     service: S,
     streams: Rc<Streams>,
+    certificate: Option<ClientCertificate>,
 }
 
 /// One stream, counted as long as this lives.
@@ -227,8 +260,11 @@ where
     type Error = S::Error;
     type Future = LocalBoxFuture<'static, Result<Self::Response, S::Error>>;
 
-    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: http::Request<Incoming>) -> Self::Future {
         let stream = Stream::begin(&self.streams);
+        if let Some(certificate) = &self.certificate {
+            request.extensions_mut().insert(certificate.clone());
+        }
         let reply = self.service.call(request);
         Box::pin(async move { Ok(reply.await?.map(|body| CountedBody { body, _stream: stream })) })
     }
@@ -242,7 +278,7 @@ struct Open {
 }
 
 async fn serve_one<S, B>(
-    stream: TcpStream,
+    opened: Opened,
     config: ServeConfig,
     mut draining: watch::Receiver<bool>,
     timer: Timers,
@@ -256,7 +292,7 @@ async fn serve_one<S, B>(
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let streams = Rc::new(Streams::default());
-    let socket = Socket::new(glommio::net::TcpStream::from(socket2::Socket::from(stream)));
+    let Opened { wire, certificate, .. } = opened;
     let connection = http2::Builder::new(LocalExecutor)
         .timer(timer.control)
         .keep_alive_interval(config.patience.ping_interval)
@@ -269,7 +305,7 @@ async fn serve_one<S, B>(
         .max_header_list_size(config.header_bytes_max)
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
         .max_local_error_reset_streams(RESET_STREAMS_MAX)
-        .serve_connection(socket, Counted { service, streams: streams.clone() });
+        .serve_connection(wire, Counted { service, streams: streams.clone(), certificate });
     let mut connection = pin!(connection);
     let drain = pin!(draining.wait_for(|draining| *draining));
     let given_up = pin!(until_given_up(&streams, &timer.alarms, config.patience.first_request));

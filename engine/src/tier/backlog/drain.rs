@@ -22,6 +22,10 @@ use tokio::{
 
 /// Pushes that are written to disk together.
 const PUSHES_MAX: usize = 256;
+/// How often what is pending is kept from being evicted once more.
+const HOLD_EVERY: Duration = Duration::from_secs(60);
+/// Items that are held by one question.
+const HELD_MAX: usize = 4096;
 /// How long what was appended may be unsynced, where pushes do not wait for it.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
@@ -68,6 +72,7 @@ impl Drain {
             settled: Vec::new(),
             started: Instant::now(),
             sync_due: None,
+            hold_due: Instant::now(),
             damaged,
             flights: FuturesUnordered::new(),
             route: Route { below, local, small_bytes_max, batch_bytes_max },
@@ -86,6 +91,7 @@ struct Pump {
     settled: Vec<u64>,
     started: Instant,
     sync_due: Option<Instant>,
+    hold_due: Instant,
     damaged: u64,
     flights: FuturesUnordered<Landed>,
     route: Route,
@@ -96,6 +102,7 @@ impl Pump {
     async fn run(&mut self, mut inbox: mpsc::Receiver<Push>) {
         let pending = self.log.as_ref().map(Log::pending).unwrap_or_default();
         self.handle(Event::Written(pending));
+        self.hold_again().await;
         let mut pushes = Vec::new();
         loop {
             self.settle().await;
@@ -114,6 +121,7 @@ impl Pump {
                 }
             }
             self.sync().await;
+            self.hold_again().await;
         }
         self.flush().await;
     }
@@ -185,7 +193,9 @@ impl Pump {
 
     async fn keep(&mut self, fresh: Vec<Arc<Item>>) -> io::Result<()> {
         if !fresh.is_empty() {
+            let items = fresh.clone();
             let numbered = self.on_disk(|log| log.append(fresh)).await?;
+            self.hold(items).await;
             self.handle(Event::Written(numbered));
         }
         Ok(())
@@ -219,7 +229,8 @@ impl Pump {
     /// When the loop has something to do even if nothing comes.
     fn due(&self) -> Option<Instant> {
         let wake = self.queue.wake().map(|wake| self.started + wake);
-        wake.into_iter().chain(self.sync_due).min()
+        let hold = (self.queue.len() > 0).then_some(self.hold_due);
+        wake.into_iter().chain(self.sync_due).chain(hold).min()
     }
 
     async fn sync(&mut self) {
@@ -229,6 +240,21 @@ impl Pump {
         } else if *self.sync_due.get_or_insert(now + SYNC_EVERY) <= now {
             self.sync_due = None;
             self.flush().await;
+        }
+    }
+
+    /// Sees to it that nothing is evicted that is owed below, however long that takes.
+    async fn hold_again(&mut self) {
+        let now = Instant::now();
+        if self.hold_due <= now {
+            self.hold_due = now + HOLD_EVERY;
+            self.hold(self.queue.items()).await;
+        }
+    }
+
+    async fn hold(&self, items: Vec<Arc<Item>>) {
+        for items in items.chunks(HELD_MAX) {
+            self.route.local.hold(items.to_vec()).await;
         }
     }
 

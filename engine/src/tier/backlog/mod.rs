@@ -40,6 +40,9 @@ use tokio::{
 /// Pushes that wait to be written; beyond it the caller waits.
 const INBOX_LEN_MAX: usize = 1024;
 
+/// How long what is pending is kept from being evicted; it is asked for anew in time.
+pub const HELD: Duration = Duration::from_secs(180);
+
 /// Something to be written below. Blobs sort before actions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Item {
@@ -131,6 +134,9 @@ pub trait Local: Send + Sync + 'static {
 
     /// A whole small blob.
     fn read(&self, digest: Digest) -> BoxFuture<'_, Result<Bytes, BlobError>>;
+
+    /// Keeps these from being evicted for [`HELD`].
+    fn hold(&self, items: Vec<Arc<Item>>) -> BoxFuture<'_, ()>;
 
     /// Those that below is known to have wrong: they are written whatever it says.
     fn wrong_below(&self, digests: Vec<Digest>) -> BoxFuture<'_, Vec<Digest>>;

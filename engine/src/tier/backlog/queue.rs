@@ -150,6 +150,11 @@ impl Queue {
         pause.into_iter().chain(aside).min()
     }
 
+    /// What is pending.
+    pub(super) fn items(&self) -> Vec<Arc<Item>> {
+        self.items.values().map(|entry| entry.item.clone()).collect()
+    }
+
     /// Items pending.
     pub(super) fn len(&self) -> usize {
         self.items.len()

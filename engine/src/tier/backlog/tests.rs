@@ -27,6 +27,8 @@ struct World {
     wrong: BTreeSet<Digest>,
     /// Blobs written, each time.
     written: Vec<Digest>,
+    /// What was to be kept from eviction, and when.
+    held: Vec<(tokio::time::Instant, Arc<Item>)>,
     calls: u64,
 }
 
@@ -63,6 +65,12 @@ fn keep(world: &mut World, digest: Digest, bytes: &[u8]) -> BelowResult<()> {
 }
 
 impl Local for Side {
+    fn hold(&self, items: Vec<Arc<Item>>) -> BoxFuture<'_, ()> {
+        let now = tokio::time::Instant::now();
+        self.with(|world| world.held.extend(items.into_iter().map(|item| (now, item))));
+        async {}.boxed()
+    }
+
     fn open(&self, digest: Digest) -> BoxFuture<'_, Result<Outgoing, BlobError>> {
         async move {
             let bytes = Local::read(self, digest).await?;
@@ -248,6 +256,33 @@ fn an_outage_is_outlived_without_hammering() {
         assert_eq!(backlog.snapshot().lost, 0);
     });
     assert!(is_below(&side, &items));
+}
+
+#[test]
+fn what_is_pending_is_kept_from_eviction_for_as_long_as_that_is() {
+    let (at, side) = (tempfile::tempdir().unwrap(), Side::default());
+    let items = pushed(&side, 1);
+    side.with(|world| world.failures = vec![BelowError::TimedOut; 10_000]);
+    for first in [true, false] {
+        session(at.path(), &side, 100, async |backlog| {
+            side.with(|world| world.held.clear());
+            let began = tokio::time::Instant::now();
+            if first {
+                backlog.push(items.clone()).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(1000)).await;
+            let ended = tokio::time::Instant::now();
+            for item in &items {
+                let held = side.with(|world| world.held.clone());
+                let mut until = began;
+                for (at, _) in held.iter().filter(|(_, held)| **held == *item) {
+                    assert!(*at <= until + Duration::from_secs(1), "{item}");
+                    until = *at + HELD;
+                }
+                assert!(until > ended, "{item}");
+            }
+        });
+    }
 }
 
 #[test]

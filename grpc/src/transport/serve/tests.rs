@@ -1,6 +1,7 @@
 //! Connections whose peers do not play along, on an executor of a data core.
 
 use super::*;
+use crate::tls::{Tls, tests::opened};
 use bytes::Bytes;
 use engine::env::Env;
 use futures_util::future::pending;
@@ -36,7 +37,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const REQUEST: &[u8] = b"\0\0\x06\x01\x04\0\0\0\x01\x83\x86\x84\x41\x01x";
 
 /// Whether a peer that says this and falls silent is hung up on.
-fn is_hung_up_on(said: &[&[u8]], patience: Patience) -> bool {
+fn is_hung_up_on(said: &[&[u8]], patience: Patience, tls: Option<Tls>) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let control = ControlTimer::new(runtime.handle().clone());
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
@@ -46,7 +47,8 @@ fn is_hung_up_on(said: &[&[u8]], patience: Patience) -> bool {
     let (connections, mut queues) = Connections::new(1, 1);
     connections.hand_over(listener.accept().unwrap().0);
     connections.close();
-    let accepted = Accepted { core: 0, queue: queues.remove(0), connections };
+    let opening = Opening { tls, handshakes_max: 1 };
+    let accepted = Accepted { core: 0, queue: queues.remove(0), connections, opening };
     let grace = Duration::from_millis(1);
     let config = ServeConfig { streams_max: 10, header_bytes_max: 10_000, grace, patience };
     let (draining, drain) = watch::channel(false);
@@ -76,14 +78,32 @@ fn is_hung_up_on(said: &[&[u8]], patience: Patience) -> bool {
 
 #[test]
 fn a_connection_without_a_request_is_given_up() {
-    let patience = Patience { first_request: NEAR, ping_interval: FAR, pong: FAR };
+    let patience = Patience { handshake: FAR, first_request: NEAR, ping_interval: FAR, pong: FAR };
     for said in [&[][..], &[PREFACE]] {
-        assert!(is_hung_up_on(said, patience), "{said:?}");
+        assert!(is_hung_up_on(said, patience, None), "{said:?}");
     }
 }
 
 #[test]
 fn a_peer_that_does_not_answer_is_given_up_even_while_it_is_served() {
-    let patience = Patience { first_request: FAR, ping_interval: NEAR, pong: NEAR };
-    assert!(is_hung_up_on(&[PREFACE, REQUEST], patience));
+    let patience = Patience { handshake: FAR, first_request: FAR, ping_interval: NEAR, pong: NEAR };
+    assert!(is_hung_up_on(&[PREFACE, REQUEST], patience, None));
+}
+
+#[test]
+fn a_handshake_that_does_not_go_on_is_given_up() {
+    let (tls, _files) = opened();
+    let patience = Patience { handshake: NEAR, first_request: FAR, ping_interval: FAR, pong: FAR };
+    // A record that promises more than it brings.
+    for said in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01"] {
+        assert!(is_hung_up_on(&[said], patience, Some(tls.clone())), "{said:?}");
+    }
+}
+
+#[test]
+fn who_speaks_otherwise_is_hung_up_on_at_once() {
+    let (tls, _files) = opened();
+    let patience = Patience { handshake: FAR, first_request: FAR, ping_interval: FAR, pong: FAR };
+    assert!(is_hung_up_on(&[PREFACE], patience, Some(tls)));
+    assert!(is_hung_up_on(&[b"\x16\x03\x01\x02\x00\x01"], patience, None));
 }
