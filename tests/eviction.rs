@@ -194,11 +194,10 @@ async fn actions_find_their_inputs_or_say_which_are_missing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_owed_below_stays_until_it_is_there() {
     let parent = tempfile::tempdir().unwrap();
-    // An address that nobody serves yet.
     let below = Node::start(&parent.path().join("below"));
-    let (address, port) = (below.address(), below.port().to_string());
-    assert!(below.stop().success());
-    let url = format!("grpc://{address}");
+    let there = Client::connect(&below.address()).await;
+    below.signal("STOP");
+    let url = format!("grpc://{}", below.address());
     let more = [("BACKING__URL", url.as_str()), ("BACKING__WRITE", "async")];
     let more = [&more[..], &[("BACKING__WRITE_BY_INSTANCE", "scratch=local-only")]].concat();
     let settings = [&SMALL[..], &more[..]].concat();
@@ -218,9 +217,7 @@ async fn what_is_owed_below_stays_until_it_is_there() {
         put_as(&client, "scratch/", &blob(at)).await.unwrap();
     }
     assert_eq!(present(&client, &owed).await, owed.len());
-    let listen = format!("127.0.0.1:{port}");
-    let below = Node::start_with(&parent.path().join("below"), &[("SERVER__LISTEN", &listen)]);
-    let there = Client::connect(&below.address()).await;
+    below.signal("CONT");
     let all: Vec<Digest> = owed.iter().map(|(digest, _)| digest.clone()).collect();
     for _ in 0..600 {
         if there.missing(all.clone()).await.unwrap().is_empty() {

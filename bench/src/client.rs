@@ -34,6 +34,8 @@ pub(crate) enum Method {
     GetActionResult,
     UpdateActionResult,
     Execute,
+    /// ringforge's own: who is in the cluster.
+    View,
 }
 
 impl Method {
@@ -58,6 +60,7 @@ impl Method {
                 "/build.bazel.remote.execution.v2.ActionCache/UpdateActionResult"
             }
             Self::Execute => "/build.bazel.remote.execution.v2.Execution/Execute",
+            Self::View => "/ringforge.v1.Cluster/View",
         }
     }
 }

@@ -1,8 +1,9 @@
 //! reapi-load: a load generator for any Remote Execution API server. Must know nothing of one
-//! server that it does not know of all.
+//! server that it does not know of all, except how to ask for the members of a cluster.
 
 mod call;
 mod client;
+mod cluster;
 mod cpu;
 mod drive;
 mod measure;
@@ -49,6 +50,8 @@ enum Verb {
     Rows,
     /// Compares a node in front of another with the other itself, and prints ratios.
     Tiers(tiers::Options),
+    /// Measures servers that share their work.
+    Cluster(cluster::Options),
 }
 
 #[derive(Args)]
@@ -109,6 +112,7 @@ fn main() -> ExitCode {
         }
         Verb::Table(options) => on_one_thread(table(&options)),
         Verb::Tiers(options) => on_one_thread(tiers::run(&options)).map(|()| true),
+        Verb::Cluster(options) => on_one_thread(cluster::measure(&options)).map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -238,7 +242,7 @@ mod tests {
         let line = ["reapi-load", "table"].iter().chain(line);
         match Line::try_parse_from(line).unwrap().verb {
             Verb::Table(options) => options,
-            Verb::Rows | Verb::Tiers(_) => panic!("another verb"),
+            Verb::Rows | Verb::Tiers(_) | Verb::Cluster(_) => panic!("another verb"),
         }
     }
 

@@ -2,33 +2,27 @@
 //! and its own hits while the other hangs. Must put a ratio beside each figure: a time alone says
 //! more of the machine than of the node.
 
+pub(crate) mod hits;
 mod ratios;
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use clap::Args;
-use futures_util::future::{Either, select};
 use prost::Message;
 use proto::{bytestream, reapi};
 use sha2::{Digest as _, Sha256};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use self::ratios::{Ratios, Side};
 use crate::{
     call::{Expect, Reply},
     client::{Client, Method},
     cpu,
-    drive::{Limit, closed_loop},
-    payload::{Lane, Seed, Source, digest_of, finished},
+    payload::{Lane, Seed, Source, finished},
     report::median,
-    rows::{Row, select as rows_named},
     setup::{Setup, encoded},
-    work::Work,
 };
 
 /// Length of a small blob, in bytes.
@@ -39,14 +33,6 @@ const SMALL_BATCH: u64 = 100;
 const SMALL_REQUESTS: u64 = 200;
 /// Rest before the clocks are taken: what went before comes to an end.
 const SETTLE: Duration = Duration::from_millis(200);
-/// Pause between two misses, and how long one is waited for.
-const MISS_PAUSE: Duration = Duration::from_millis(10);
-const MISS_WAIT: Duration = Duration::from_millis(100);
-/// How long the node may take to use the other again.
-const RECOVERY_MAX: Duration = Duration::from_secs(30);
-/// google.rpc.Code NOT_FOUND.
-const NOT_FOUND: i32 = 5;
-
 /// Two servers of which one is the other's backing cache.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -75,6 +61,10 @@ pub(crate) struct Options {
     /// Length of one measurement of hits, in seconds.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
+    /// Starts the one that has the blobs again (bash), and prints the new process id; without it
+    /// that one is stopped for `hits`, never killed.
+    #[arg(long, value_name = "COMMAND", default_value = "")]
+    restart: String,
     /// Number that all payloads come from; random if absent.
     #[arg(long)]
     seed: Option<u64>,
@@ -113,7 +103,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         pair.small(&mut ratios, round).await?;
     }
     if wanted("hits") {
-        pair.hits(&mut ratios).await?;
+        hits::measure(options, &pair.front, &mut ratios).await?;
     }
     println!("{}", ratios.table());
     Ok(())
@@ -213,90 +203,6 @@ impl Pair<'_> {
         }
         Ok(())
     }
-
-    /// Hits of the one in front, while the other is well and while it hangs; alone, and beside
-    /// misses that have to ask the other.
-    async fn hits(&self, ratios: &mut Ratios) -> Result<()> {
-        for name in ["stream_read_4k", "batch_read_100x1k", "action_hit_1"] {
-            let mut row = rows_named(&[name.to_owned()])?.remove(0);
-            row.streams = row.streams.min(4);
-            row.connections = 1;
-            let client = Client::connect(&self.options.front).await?;
-            let seed = self.front.seed;
-            let setup = Setup { client, instance: String::new(), seed, chunk_len: 1 << 20 };
-            let mut work = Work::prepare(row, setup).await?;
-            self.one_hit_round(&mut work, &row, false).await?;
-            for round in 0..u64::from(self.options.rounds) {
-                for side in order(round) {
-                    let stopped = match side {
-                        Side::Reference => None,
-                        Side::Measured => Some(Stopped::new(self.options.back_pid)?),
-                    };
-                    for misses in [false, true] {
-                        sleep(SETTLE).await;
-                        let (half, most) = self.one_hit_round(&mut work, &row, misses).await?;
-                        let beside = if misses { " beside misses" } else { "" };
-                        ratios.add(format!("hits: {name}{beside}, p50 µs"), side, half);
-                        ratios.add(format!("hits: {name}{beside}, p99 µs"), side, most);
-                    }
-                    drop(stopped);
-                    self.recovered().await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn one_hit_round(&self, work: &mut Work, row: &Row, misses: bool) -> Result<(f64, f64)> {
-        let client = [Client::connect(&self.options.front).await?];
-        let limit = Limit { time: Duration::from_secs_f64(self.options.seconds), ops: u64::MAX };
-        let hits = Box::pin(closed_loop(&client, row.streams, limit, 64, work));
-        let sample = if misses {
-            match select(hits, Box::pin(self.misses())).await {
-                Either::Left((sample, _)) => sample?,
-                Either::Right((failed, _)) => return Err(failed),
-            }
-        } else {
-            hits.await?
-        };
-        let at = |quantile| sample.latency.value_at_quantile(quantile) as f64 / 1e3;
-        Ok((at(0.5), at(0.99)))
-    }
-
-    /// Asks for what nobody has, again and again.
-    async fn misses(&self) -> anyhow::Error {
-        let client = match Client::connect(&self.options.front).await {
-            Ok(client) => client,
-            Err(error) => return error,
-        };
-        // Ends when it is dropped.
-        loop {
-            let message = batch_read(vec![digest_of(uuid::Uuid::new_v4().as_bytes())]);
-            let asked = timeout(MISS_WAIT, client.unary(Method::BatchReadBlobs, message)).await;
-            if let Ok(Err(error)) = asked {
-                return error;
-            }
-            sleep(MISS_PAUSE).await;
-        }
-    }
-
-    /// Waits until the one in front uses the other again.
-    async fn recovered(&self) -> Result<()> {
-        let started = Instant::now();
-        while started.elapsed() < RECOVERY_MAX {
-            let message = batch_read(vec![digest_of(uuid::Uuid::new_v4().as_bytes())]);
-            let asked = self.front.client.unary(Method::BatchReadBlobs, message);
-            if let Ok(reply) = timeout(Duration::from_secs(1), asked).await {
-                let reply = reapi::BatchReadBlobsResponse::decode(reply?)?;
-                let status = reply.responses.first().and_then(|one| one.status.as_ref());
-                if status.is_some_and(|status| status.code == NOT_FOUND) {
-                    return Ok(());
-                }
-            }
-            sleep(MISS_WAIT).await;
-        }
-        anyhow::bail!("the node in front does not use the other again")
-    }
 }
 
 /// Reads a blob; when its first bytes were there, and when all were.
@@ -330,28 +236,4 @@ fn batch_read(digests: Vec<reapi::Digest>) -> Bytes {
 
 fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
-}
-
-/// A process that is stopped; it goes on when this is dropped.
-struct Stopped(u32);
-
-impl Stopped {
-    fn new(pid: u32) -> Result<Self> {
-        signal(pid, "-STOP")?;
-        Ok(Self(pid))
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        if let Err(error) = signal(self.0, "-CONT") {
-            eprintln!("{error:#}");
-        }
-    }
-}
-
-fn signal(pid: u32, which: &str) -> Result<()> {
-    let sent = Command::new("kill").args([which, &pid.to_string()]).status();
-    ensure!(sent.context("running kill")?.success(), "kill {which} {pid} failed");
-    Ok(())
 }

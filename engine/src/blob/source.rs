@@ -78,7 +78,35 @@ pub struct Follower {
     /// How far it is.
     pub growth: Arc<watch::Sender<Growth>>,
     /// Pieces as they were hashed, for one reader who keeps up; others read the file.
-    pub live: async_channel::Sender<Bytes>,
+    pub live: async_channel::Sender<Vec<Bytes>>,
+}
+
+/// Tells whoever reads a blob while it grows how far it is; by default there is nobody.
+#[derive(Clone, Default)]
+pub struct Progress {
+    growth: Option<Arc<watch::Sender<Growth>>>,
+}
+
+impl Progress {
+    /// Whether somebody reads the blob while it grows.
+    #[must_use]
+    pub const fn is_followed(&self) -> bool {
+        self.growth.is_some()
+    }
+
+    /// This is the file that grows.
+    pub fn begun(&self, file: Arc<File>) {
+        if let Some(growth) = &self.growth {
+            growth.send_modify(|growth| growth.file = Some(file));
+        }
+    }
+
+    /// So many bytes of it can be read.
+    pub fn grown(&self, written: u64) {
+        if let Some(growth) = &self.growth {
+            growth.send_modify(|growth| growth.written = written);
+        }
+    }
 }
 
 impl Chunks {
@@ -108,21 +136,10 @@ impl Chunks {
         self
     }
 
-    /// Whether somebody reads the blob while it grows.
+    /// Where its growth is told to whoever follows it.
     #[must_use]
-    pub const fn is_followed(&self) -> bool {
-        self.follower.is_some()
-    }
-
-    /// Tells whoever follows which file grows, or how far it has.
-    pub fn grown(&self, file: Option<Arc<File>>, written: u64) {
-        let Some(Follower { growth, .. }) = &self.follower else { return };
-        growth.send_if_modified(|growth| {
-            let news = file.is_some() || growth.written != written;
-            growth.file = file.or_else(|| growth.file.take());
-            growth.written = written;
-            news
-        });
+    pub fn progress(&self) -> Progress {
+        Progress { growth: self.follower.as_ref().map(|follower| follower.growth.clone()) }
     }
 
     /// The next bytes; `None` after the last.
@@ -158,11 +175,9 @@ impl Chunks {
             }
         }
         if let Some(Follower { live, .. }) = &self.follower {
-            for piece in pieces.iter() {
-                // A reader that is behind goes on from the file.
-                if live.try_send(piece.clone()).is_err() {
-                    live.close();
-                }
+            // A reader that is behind goes on from the file.
+            if !live.is_closed() && live.try_send(pieces.bytes.clone()).is_err() {
+                live.close();
             }
         }
         Ok(())

@@ -14,9 +14,9 @@ use bytes::Bytes;
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
-/// Pieces that wait for the reader who takes them as they come; one that is further behind reads
-/// the file.
-const LIVE_LEN_MAX: usize = 32;
+/// What waits for the reader who takes pieces as they come, in writes to a [`Fill`]; one that is
+/// further behind reads the file.
+const LIVE_LEN_MAX: usize = 16;
 
 /// A view of a blob that grows.
 #[derive(Clone)]
@@ -28,7 +28,7 @@ pub struct Growing {
 }
 
 /// Pieces of a blob as they come, hashed.
-pub(super) type Live = async_channel::Receiver<Bytes>;
+pub(super) type Live = async_channel::Receiver<Vec<Bytes>>;
 
 impl Growing {
     /// The pieces, for the first that asks.
@@ -80,9 +80,10 @@ impl Fill {
     ///
     /// # Errors
     /// What the owner says of the blob, if it gave it up.
-    pub async fn write(&mut self, piece: Bytes) -> Result<()> {
-        let share = self.cores.upload_share(piece.len() as u64).await;
-        let chunk = Chunk::Bytes(Pieces::new(vec![piece], share));
+    pub async fn write(&mut self, pieces: Vec<Bytes>) -> Result<()> {
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let share = self.cores.upload_share(length).await;
+        let chunk = Chunk::Bytes(Pieces::new(pieces, share));
         if self.chunks.send(chunk).await.is_err() {
             return self.growing.outcome().await.and(Err(BlobError::Stopped));
         }

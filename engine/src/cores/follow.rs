@@ -9,17 +9,38 @@ use crate::{
     limits::IO_BYTES,
 };
 use bytes::Bytes;
-use std::ops::Range;
+use std::{collections::VecDeque, ops::Range};
 
 /// A range of a blob that grows.
 pub(super) struct Follow {
     growing: Growing,
     digest: Digest,
     range: Range<u64>,
-    /// Pieces as they come, and where the next one begins.
-    live: Option<(Live, u64)>,
+    live: Option<LivePieces>,
     /// Keeps the blob coming.
     _held: Box<dyn Send>,
+}
+
+/// Pieces as they come.
+struct LivePieces {
+    live: Live,
+    ready: VecDeque<Bytes>,
+    /// Where the next one begins.
+    at: u64,
+}
+
+impl LivePieces {
+    /// The next piece and where it begins; `None` where the blob ended, or this reader was too
+    /// slow for it.
+    async fn next(&mut self) -> Option<(Bytes, u64)> {
+        while self.ready.is_empty() {
+            self.ready = self.live.recv().await.ok()?.into();
+        }
+        let piece = self.ready.pop_front()?;
+        let start = self.at;
+        self.at += piece.len() as u64;
+        Some((piece, start))
+    }
 }
 
 /// What there is to read next.
@@ -39,7 +60,8 @@ impl Follow {
         range: Range<u64>,
         held: Box<dyn Send>,
     ) -> Self {
-        let live = growing.take_live().map(|live| (live, 0));
+        let live = growing.take_live();
+        let live = live.map(|live| LivePieces { live, ready: VecDeque::new(), at: 0 });
         Self { growing, digest, range, live, _held: held }
     }
 
@@ -52,15 +74,13 @@ impl Follow {
         if self.range.is_empty() {
             return Ok(Grown::End);
         }
-        while let Some((live, at)) = &mut self.live {
-            let Ok(mut piece) = live.recv().await else {
-                // It ended, or this reader was too slow for it.
+        while let Some(live) = &mut self.live {
+            let Some((mut piece, start)) = live.next().await else {
                 self.live = None;
                 break;
             };
-            let start = *at;
-            *at += piece.len() as u64;
-            let (from, to) = (self.range.start.max(start), self.range.end.min(*at));
+            let end = start + piece.len() as u64;
+            let (from, to) = (self.range.start.max(start), self.range.end.min(end));
             if from != self.range.start || from >= to {
                 // Not there yet; pieces have no gaps.
                 continue;

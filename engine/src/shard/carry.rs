@@ -228,8 +228,8 @@ impl Shard {
         }
     }
 
-    /// Lets an emptied segment go, with the results that are still in it. All at once: a result that
-    /// is forgotten while its record stays would be taken for the last one by a start.
+    /// Lets an emptied segment go, with the results that are still in it. All at once: a result
+    /// that is forgotten while its record stays would be taken for the last one by a start.
     async fn drop_segment(&self, emptied: &Emptied<'_>) -> Result<()> {
         let Some((bytes, path)) = self.segments.held.release(emptied.id) else { return Ok(()) };
         for record in emptied.records.iter().filter(|record| record.kind == Kind::Action) {

@@ -2,7 +2,7 @@
 //! never hand out bytes that were not hashed.
 
 use super::{
-    BelowError,
+    BelowError, BelowResult,
     handle::Phase,
     serve::{Known, Shared},
 };
@@ -21,6 +21,8 @@ use tokio::sync::watch;
 
 /// How often one fetch may go on where it broke off.
 const RESUMES_MAX: u32 = 3;
+/// Pieces that are handed to a data core at once, if so many are there: each time wakes it.
+const PIECES_MAX: usize = 8;
 
 /// A small blob, and those that wait for it.
 pub(super) type Wanted = (Digest, watch::Sender<Option<Result<Bytes>>>);
@@ -92,41 +94,59 @@ async fn receive(
     phase: &watch::Sender<Phase>,
     fill: &mut Option<Fill>,
 ) -> std::result::Result<(), BelowError> {
-    let mut pieces = shared.below.read(digest, 0).await?;
+    let mut pieces = shared.below.read(digest, 0).await?.ready_chunks(PIECES_MAX);
     let (mut received, mut resumes) = (0_u64, 0);
     while received < digest.size() {
-        let piece = match pieces.next().await {
-            Some(Ok(piece)) => piece,
-            None => return Err(found_wrong(shared, digest)),
-            Some(Err(error)) if error.may_pass() && resumes < RESUMES_MAX => {
-                resumes += 1;
-                shared.counts.resumed.add(1);
-                pieces = shared.below.read(digest, received).await?;
-                continue;
-            }
-            Some(Err(error)) => return Err(error),
-        };
-        received += piece.len() as u64;
+        let Some(came) = pieces.next().await else { return Err(found_wrong(shared, digest)) };
+        let (came, failed) = until_failure(came);
+        received += came.iter().map(|piece| piece.len() as u64).sum::<u64>();
         if received > digest.size() {
             return Err(found_wrong(shared, digest));
         }
-        let fill = match fill {
-            Some(fill) => fill,
-            None => {
-                let begun = fill.insert(shared.cores.fill(digest)?);
-                phase.send_replace(Phase::Growing(begun.growing()));
-                begun
+        if !came.is_empty() {
+            let fill = match fill {
+                Some(fill) => fill,
+                None => {
+                    let begun = fill.insert(shared.cores.fill(digest)?);
+                    phase.send_replace(Phase::Growing(begun.growing()));
+                    begun
+                }
+            };
+            fill.write(came).await.map_err(|error| own(shared, error, digest))?;
+        }
+        match failed {
+            Some(BelowError::Wrong(_)) if received == digest.size() => {
+                return Err(found_wrong(shared, digest));
             }
-        };
-        fill.write(piece).await.map_err(|error| own(shared, error, digest))?;
+            // What fails behind the last byte fails nobody.
+            Some(_) if received == digest.size() => return Ok(()),
+            Some(error) if error.may_pass() && resumes < RESUMES_MAX => {
+                resumes += 1;
+                shared.counts.resumed.add(1);
+                pieces = shared.below.read(digest, received).await?.ready_chunks(PIECES_MAX);
+            }
+            Some(error) => return Err(error),
+            None => {}
+        }
     }
     // Too many bytes are as wrong as too few. Whoever counts errors does not ask beyond the last
     // byte, so that what comes there is found here, whoever says it.
-    match pieces.next().await {
-        Some(Ok(more)) if !more.is_empty() => Err(found_wrong(shared, digest)),
-        Some(Err(BelowError::Wrong(_))) => Err(found_wrong(shared, digest)),
-        _ => Ok(()),
+    let (more, failed) = until_failure(pieces.next().await.unwrap_or_default());
+    let is_more = more.iter().any(|piece| !piece.is_empty());
+    let is_wrong = is_more || matches!(failed, Some(BelowError::Wrong(_)));
+    if is_wrong { Err(found_wrong(shared, digest)) } else { Ok(()) }
+}
+
+/// The pieces before the first failure, and that.
+fn until_failure(came: Vec<BelowResult<Bytes>>) -> (Vec<Bytes>, Option<BelowError>) {
+    let mut pieces = Vec::with_capacity(came.len());
+    for one in came {
+        match one {
+            Ok(piece) => pieces.push(piece),
+            Err(error) => return (pieces, Some(error)),
+        }
     }
+    (pieces, None)
 }
 
 fn own(shared: &Shared, error: BlobError, digest: Digest) -> BelowError {

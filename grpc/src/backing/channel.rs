@@ -24,6 +24,10 @@ use tonic::{
 
 /// Bytes that one stream may have on their way to us: 10 Gbit/s over 3 ms, or 1 Gbit/s over 30.
 const STREAM_WINDOW: u32 = 4 << 20;
+/// Largest frame taken, of those who send frames that large: a frame is passed on when it is whole,
+/// so it must not take long; each costs a system call and some bookkeeping, so it must not be
+/// small. HTTP/2 allows no less than 16 KiB.
+const FRAME_BYTES_MAX: u32 = 64 << 10;
 /// Streams that may stand still with full windows before a connection does. A reader that does
 /// not read keeps its stream's window out of the connection's, so that must be as large as all
 /// streams' together (then nobody waits for another). It is a promise, not memory: what is held is
@@ -164,6 +168,7 @@ impl Target {
             .tcp_keepalive(Some(TCP_KEEPALIVE))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_BYTES_MAX)
             .http2_keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_ANSWER)
             .keep_alive_while_idle(false);

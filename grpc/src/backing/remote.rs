@@ -5,6 +5,7 @@ mod batch;
 mod failure;
 mod offer;
 mod pace;
+mod payload;
 mod read;
 mod write;
 

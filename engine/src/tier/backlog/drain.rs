@@ -248,11 +248,12 @@ impl Pump {
         let now = Instant::now();
         if self.hold_due <= now {
             self.hold_due = now + HOLD_EVERY;
-            self.hold(self.queue.items()).await;
+            let pending = self.queue.items();
+            self.hold(pending).await;
         }
     }
 
-    async fn hold(&self, items: Vec<Arc<Item>>) {
+    async fn hold(&mut self, items: Vec<Arc<Item>>) {
         for items in items.chunks(HELD_MAX) {
             self.route.local.hold(items.to_vec()).await;
         }

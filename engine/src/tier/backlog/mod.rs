@@ -41,7 +41,7 @@ use tokio::{
 const INBOX_LEN_MAX: usize = 1024;
 
 /// How long what is pending is kept from being evicted; it is asked for anew in time.
-pub const HELD: Duration = Duration::from_secs(180);
+pub(super) const HELD: Duration = Duration::from_secs(180);
 
 /// Something to be written below. Blobs sort before actions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -4,13 +4,17 @@
 
 use crate::{backing::channel::causes, status::short};
 use engine::tier::BelowError;
+use http::{HeaderMap, StatusCode};
 use prost::Message;
 use proto::rpc;
 use std::{error::Error, time::Duration};
-use tonic::{Code, Status, TimeoutExpired};
+use tonic::{Code, Status, TimeoutExpired, metadata::MetadataMap};
 
 /// The longest rest that a server can ask for: more would be as good as gone.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+
+/// Where a status has its details.
+const DETAILS: &str = "grpc-status-details-bin";
 
 /// How a call failed.
 pub(super) fn below_error(status: &Status) -> BelowError {
@@ -29,6 +33,27 @@ pub(super) fn below_error(status: &Status) -> BelowError {
 /// How one of many failed.
 pub(super) fn answer_error(status: &rpc::Status) -> BelowError {
     judged(Code::from_i32(status.code), status.message.clone(), retry_after(&status.details))
+}
+
+/// What HTTP alone says: somebody between here and the server answered.
+pub(super) fn http_error(status: StatusCode) -> BelowError {
+    let why = short(format!("HTTP status {status}"));
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
+            BelowError::Refused(why)
+        }
+        _ => BelowError::Unreachable(why),
+    }
+}
+
+/// The status in headers or trailers, if there is one.
+pub(super) fn status_in(headers: &HeaderMap) -> Option<Status> {
+    let mut metadata = MetadataMap::from_headers(headers.clone());
+    // tonic panics where they are not base64.
+    if metadata.get_bin(DETAILS).is_some_and(|details| details.to_bytes().is_err()) {
+        metadata.remove_bin(DETAILS);
+    }
+    Status::from_header_map(&metadata.into_headers())
 }
 
 fn judged(code: Code, why: String, retry_after: Option<Duration>) -> BelowError {
@@ -128,6 +153,30 @@ mod tests {
             let info = rpc::RetryInfo { retry_delay: Some(delay) };
             let status = with_details(code, "why".to_owned(), vec![any(&info)]);
             assert_eq!(word(&below_error(&status)), expect, "{code:?} {seconds}");
+        }
+    }
+
+    #[test]
+    fn a_status_with_details_that_are_none_is_a_status() {
+        let delay = prost_types::Duration { seconds: 2, nanos: 0 };
+        let info = rpc::RetryInfo { retry_delay: Some(delay) };
+        let status = with_details(Code::Unavailable, "why".to_owned(), vec![any(&info)]);
+        let mut headers = HeaderMap::new();
+        assert!(status_in(&headers).is_none());
+        status.add_header(&mut headers).unwrap();
+        let heard = |headers: &HeaderMap| word(&below_error(&status_in(headers).unwrap()));
+        assert_eq!(heard(&headers), "busy Some(2s)");
+        for details in ["", "!", "A", "AB", "A=", "====", "QUJD====", "A B"] {
+            headers.insert(DETAILS, details.parse().unwrap());
+            assert_eq!(heard(&headers), "unreachable", "{details:?}");
+        }
+    }
+
+    #[test]
+    fn http_alone_refuses_or_is_out_of_reach() {
+        for (status, expect) in [(403, "refused"), (404, "refused"), (502, "unreachable")] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(word(&http_error(status)), expect, "{status}");
         }
     }
 

@@ -1,18 +1,32 @@
-//! One blob from another server, by ByteStream.Read. Must never hold more of it than a message,
-//! nor pass on more bytes than its digest says.
+//! One blob from another server, by ByteStream.Read, without tonic's codec: what a frame brings is
+//! passed on at once and as it is. Must never hold more of a blob than a frame, nor pass on more
+//! bytes than its digest says.
 
-use super::{RECEIVED_BYTES_MAX, Remote, failure::below_error, offer::Offers, pace::Pace};
-use crate::backing::zstd::Unpacker;
-use bytes::Bytes;
+use super::{
+    Remote,
+    failure::{below_error, http_error, status_in},
+    offer::Offers,
+    pace::Pace,
+    payload::{ENVELOPE_BYTES, Messages},
+};
+use crate::backing::{channel::Connection, zstd::Unpacker};
+use bytes::{BufMut, Bytes, BytesMut};
 use engine::{
     digest::Digest,
     tier::{BelowError, BelowResult, Incoming},
 };
 use futures_util::{StreamExt, stream};
-use proto::bytestream::{ReadRequest, ReadResponse, byte_stream_client::ByteStreamClient};
-use std::sync::Arc;
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Frame;
+use prost::Message;
+use proto::bytestream::ReadRequest;
+use std::{collections::VecDeque, future::poll_fn, sync::Arc};
 use tokio::time::timeout;
-use tonic::Streaming;
+use tonic::{Code, Status, body::Body, client::GrpcService};
+
+/// The method.
+const READ: &str = "/google.bytestream.ByteStream/Read";
 
 impl Remote {
     /// The blob from `offset` on. Its first piece is here when this returns, so that all that is
@@ -54,10 +68,13 @@ impl Remote {
             read_offset: i64::try_from(offset).unwrap_or(i64::MAX),
             read_limit: 0,
         };
-        let mut client =
-            ByteStreamClient::new(self.reads.clone()).max_decoding_message_size(RECEIVED_BYTES_MAX);
+        let response = timeout(self.settings.call_deadline, call(self.reads.clone(), &request));
+        let response = response.await.map_err(|_| BelowError::TimedOut)?;
+        let response = response.map_err(|error| self.offers.heard(error))?;
         Ok(Blob {
-            messages: self.answer(client.read(request)).await?,
+            body: Body::new(response.into_body()),
+            messages: Messages::default(),
+            ready: VecDeque::new(),
             unpacker,
             digest,
             left: digest.size() - offset,
@@ -67,9 +84,41 @@ impl Remote {
     }
 }
 
+/// The beginning of the answer, which is no refusal.
+async fn call(mut server: Connection, request: &ReadRequest) -> BelowResult<Response<Body>> {
+    let mut message = Request::new(Body::new(Full::new(enveloped(request))));
+    *message.method_mut() = http::Method::POST;
+    *message.uri_mut() = http::Uri::from_static(READ);
+    *message.version_mut() = Version::HTTP_2;
+    message.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+    let grpc = HeaderValue::from_static("application/grpc");
+    message.headers_mut().insert(header::CONTENT_TYPE, grpc);
+    let failed = |error| below_error(&Status::from_error(error));
+    poll_fn(|context| server.poll_ready(context)).await.map_err(|error| failed(error.into()))?;
+    let response = server.call(message).await.map_err(|error| failed(error.into()))?;
+    match status_in(response.headers()) {
+        Some(status) if status.code() != Code::Ok => Err(below_error(&status)),
+        None if response.status() != StatusCode::OK => Err(http_error(response.status())),
+        _ => Ok(response.map(Body::new)),
+    }
+}
+
+/// The only message of a request, in its envelope.
+fn enveloped(request: &ReadRequest) -> Bytes {
+    let message = request.encode_to_vec();
+    let mut bytes = BytesMut::with_capacity(ENVELOPE_BYTES + message.len());
+    bytes.put_u8(0);
+    bytes.put_u32(u32::try_from(message.len()).expect("names are short"));
+    bytes.put_slice(&message);
+    bytes.freeze()
+}
+
 /// A blob on its way here.
 struct Blob {
-    messages: Streaming<ReadResponse>,
+    body: Body,
+    messages: Messages,
+    /// What the last frame brought and nobody has taken.
+    ready: VecDeque<Bytes>,
     unpacker: Option<Unpacker>,
     digest: Digest,
     /// Bytes that are still to come, unpacked.
@@ -85,20 +134,32 @@ impl Blob {
             if let Some(piece) = self.unpacked()? {
                 return Ok(Some(piece));
             }
-            let message = self.pace.wait(self.messages.message()).await?;
-            let message = message.map_err(|status| self.offers.heard(below_error(&status)))?;
-            let Some(ReadResponse { data }) = message else {
-                return self.finish().await;
-            };
-            self.pace.moved(data.len());
-            match &mut self.unpacker {
-                Some(unpacker) => {
-                    unpacker.feed(data).map_err(|_| BelowError::Wrong(self.digest))?;
+            match (self.ready.pop_front(), &mut self.unpacker) {
+                (Some(piece), Some(unpacker)) => {
+                    unpacker.feed(piece).map_err(|_| BelowError::Wrong(self.digest))?;
+                    continue;
                 }
-                None if data.is_empty() => {}
-                None => return self.count(data).map(Some),
+                (Some(piece), None) => return self.count(piece).map(Some),
+                (None, _) => {}
+            }
+            let Some(frame) = self.pace.wait(self.body.frame()).await? else {
+                return self.finish(None);
+            };
+            let frame = frame.map_err(|status| self.offers.heard(below_error(&status)))?;
+            match frame.into_data() {
+                Ok(bytes) => self.feed(bytes)?,
+                Err(frame) => return self.finish(Some(&frame)),
             }
         }
+    }
+
+    fn feed(&mut self, bytes: Bytes) -> BelowResult<()> {
+        let (ready, pace) = (&mut self.ready, &mut self.pace);
+        let fed = self.messages.feed(bytes, |piece| {
+            pace.moved(piece.len());
+            ready.push_back(piece);
+        });
+        fed.map_err(|_| BelowError::Unreachable("it sends what is no ReadResponse".to_owned()))
     }
 
     fn unpacked(&mut self) -> BelowResult<Option<Bytes>> {
@@ -113,17 +174,27 @@ impl Blob {
         Ok(piece)
     }
 
-    /// A stream that ends early without trailers is one that broke: what relays HTTP/2 often ends
-    /// it like that. With them the server has said that this is all.
-    async fn finish(&mut self) -> BelowResult<Option<Bytes>> {
+    /// The end. Where no status comes with it the stream broke: what relays HTTP/2 often ends it
+    /// like that. With one the server has said that this is all.
+    fn finish(&mut self, trailers: Option<&Frame<Bytes>>) -> BelowResult<Option<Bytes>> {
+        let status = trailers.and_then(Frame::trailers_ref).and_then(status_in);
         let is_whole = self.left == 0 && self.unpacker.as_ref().is_none_or(Unpacker::is_whole);
-        if is_whole {
-            return Ok(None);
+        match status {
+            Some(status) if status.code() != Code::Ok => {
+                Err(self.offers.heard(below_error(&status)))
+            }
+            Some(_) if !self.messages.is_between() => self.broke(),
+            Some(_) if is_whole => Ok(None),
+            Some(_) => Err(BelowError::Wrong(self.digest)),
+            None => self.broke(),
         }
-        if matches!(self.messages.trailers().await, Ok(Some(_))) {
-            return Err(BelowError::Wrong(self.digest));
-        }
-        let why = format!("{} ended {} bytes early", self.digest, self.left);
-        Err(BelowError::Unreachable(why))
+    }
+
+    fn broke<T>(&self) -> BelowResult<T> {
+        let why = format!("{} ended {} bytes early, without a status", self.digest, self.left);
+        Err(self.offers.heard(BelowError::Unreachable(why)))
     }
 }
+
+#[cfg(test)]
+mod tests;
