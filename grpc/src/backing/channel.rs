@@ -1,11 +1,12 @@
 //! Connections to other gRPC servers, made when they are first used and made anew when they broke.
 //! Must never know what is asked over them, nor print what a header holds.
 
+pub(crate) mod details;
 mod node_connector;
 #[cfg(test)]
 mod tests;
 
-use self::node_connector::NodeConnector;
+use self::{details::Readable, node_connector::NodeConnector};
 use crate::peer::proof::{HEADER, Secret};
 use crate::tls::Tls;
 use http::Uri;
@@ -64,7 +65,7 @@ const OWN_HEADERS: [&str; 9] = [
 ];
 
 /// A connection to a target. Cheap to clone; a clone is the same connection.
-pub(crate) type Connection = InterceptedService<Channel, Headers>;
+pub(crate) type Connection = Readable<InterceptedService<Channel, Headers>>;
 
 /// Where to connect, and as whom.
 #[derive(Clone)]
@@ -210,7 +211,7 @@ impl Target {
             Some(connector) => self.endpoint.connect_with_connector_lazy(connector.clone()),
             None => self.endpoint.connect_lazy(),
         };
-        InterceptedService::new(channel, self.headers.clone())
+        Readable(InterceptedService::new(channel, self.headers.clone()))
     }
 }
 

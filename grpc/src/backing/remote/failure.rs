@@ -4,17 +4,14 @@
 
 use crate::{backing::channel::causes, status::short};
 use engine::tier::BelowError;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use prost::Message;
 use proto::rpc;
 use std::{error::Error, time::Duration};
-use tonic::{Code, Status, TimeoutExpired, metadata::MetadataMap};
+use tonic::{Code, Status, TimeoutExpired};
 
 /// The longest rest that a server can ask for: more would be as good as gone.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
-
-/// Where a status has its details.
-const DETAILS: &str = "grpc-status-details-bin";
 
 /// How a call failed.
 pub(super) fn below_error(status: &Status) -> BelowError {
@@ -44,16 +41,6 @@ pub(super) fn http_error(status: StatusCode) -> BelowError {
         }
         _ => BelowError::Unreachable(why),
     }
-}
-
-/// The status in headers or trailers, if there is one.
-pub(super) fn status_in(headers: &HeaderMap) -> Option<Status> {
-    let mut metadata = MetadataMap::from_headers(headers.clone());
-    // tonic panics where they are not base64.
-    if metadata.get_bin(DETAILS).is_some_and(|details| details.to_bytes().is_err()) {
-        metadata.remove_bin(DETAILS);
-    }
-    Status::from_header_map(&metadata.into_headers())
 }
 
 fn judged(code: Code, why: String, retry_after: Option<Duration>) -> BelowError {
@@ -153,22 +140,6 @@ mod tests {
             let info = rpc::RetryInfo { retry_delay: Some(delay) };
             let status = with_details(code, "why".to_owned(), vec![any(&info)]);
             assert_eq!(word(&below_error(&status)), expect, "{code:?} {seconds}");
-        }
-    }
-
-    #[test]
-    fn a_status_with_details_that_are_none_is_a_status() {
-        let delay = prost_types::Duration { seconds: 2, nanos: 0 };
-        let info = rpc::RetryInfo { retry_delay: Some(delay) };
-        let status = with_details(Code::Unavailable, "why".to_owned(), vec![any(&info)]);
-        let mut headers = HeaderMap::new();
-        assert!(status_in(&headers).is_none());
-        status.add_header(&mut headers).unwrap();
-        let heard = |headers: &HeaderMap| word(&below_error(&status_in(headers).unwrap()));
-        assert_eq!(heard(&headers), "busy Some(2s)");
-        for details in ["", "!", "A", "AB", "A=", "====", "QUJD====", "A B"] {
-            headers.insert(DETAILS, details.parse().unwrap());
-            assert_eq!(heard(&headers), "unreachable", "{details:?}");
         }
     }
 

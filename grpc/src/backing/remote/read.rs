@@ -4,7 +4,7 @@
 
 use super::{
     Remote,
-    failure::{below_error, http_error, status_in},
+    failure::{below_error, http_error},
     offer::Offers,
     pace::Pace,
     payload::{ENVELOPE_BYTES, Messages},
@@ -96,7 +96,7 @@ async fn call(mut server: Connection, request: &ReadRequest) -> BelowResult<Resp
     let failed = |error| below_error(&Status::from_error(error));
     poll_fn(|context| server.poll_ready(context)).await.map_err(|error| failed(error.into()))?;
     let response = server.call(message).await.map_err(|error| failed(error.into()))?;
-    match status_in(response.headers()) {
+    match Status::from_header_map(response.headers()) {
         Some(status) if status.code() != Code::Ok => Err(below_error(&status)),
         None if response.status() != StatusCode::OK => Err(http_error(response.status())),
         _ => Ok(response.map(Body::new)),
@@ -177,7 +177,7 @@ impl Blob {
     /// The end. Where no status comes with it the stream broke: what relays HTTP/2 often ends it
     /// like that. With one the server has said that this is all.
     fn finish(&mut self, trailers: Option<&Frame<Bytes>>) -> BelowResult<Option<Bytes>> {
-        let status = trailers.and_then(Frame::trailers_ref).and_then(status_in);
+        let status = trailers.and_then(Frame::trailers_ref).and_then(Status::from_header_map);
         let is_whole = self.left == 0 && self.unpacker.as_ref().is_none_or(Unpacker::is_whole);
         match status {
             Some(status) if status.code() != Code::Ok => {
