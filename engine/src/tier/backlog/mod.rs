@@ -135,7 +135,7 @@ pub trait Local: Send + Sync + 'static {
     /// A whole small blob.
     fn read(&self, digest: Digest) -> BoxFuture<'_, Result<Bytes, BlobError>>;
 
-    /// Keeps these from being evicted for [`HELD`].
+    /// Keeps these from being evicted for a while; it is asked for anew in time.
     fn hold(&self, items: Vec<Arc<Item>>) -> BoxFuture<'_, ()>;
 
     /// Those that below is known to have wrong: they are written whatever it says.
