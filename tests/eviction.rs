@@ -132,6 +132,30 @@ async fn many_times_what_fits_can_be_written_and_restarts_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn large_blobs_find_room_among_small_ones() {
+    let parent = tempfile::tempdir().unwrap();
+    let node = Node::start_with(&parent.path().join("store"), &SMALL);
+    let client = Client::connect(&node.address()).await;
+    for at in (0..3000).filter(|at| at % 5 != 0) {
+        put(&client, &blob(at)).await.unwrap();
+    }
+    for at in 0..12_u8 {
+        // Larger than what eviction frees ahead.
+        let large = Bytes::from(vec![at; 6 << 20]);
+        let name = digest(&large);
+        let resource_name = format!("uploads/u/blobs/{}/{}", name.hash, name.size_bytes);
+        let pieces = (0..6_usize).map(|piece| WriteRequest {
+            resource_name: resource_name.clone(),
+            write_offset: (piece << 20) as i64,
+            finish_write: piece == 5,
+            data: large.slice(piece << 20..(piece + 1) << 20),
+        });
+        client.write(pieces.collect()).await.unwrap();
+        assert!(client.read(&name).await.unwrap() == large);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_was_promised_outlives_what_was_not() {
     let parent = tempfile::tempdir().unwrap();
     let store = parent.path().join("store");

@@ -260,17 +260,17 @@ impl Segments {
     }
 
     /// Seals the segment that grows, if it is not being written at the moment: the next record
-    /// begins another.
-    pub(super) async fn rotate(&self) -> io::Result<()> {
-        self.close().await
+    /// begins another. Whether it was.
+    pub(super) async fn rotate(&self) -> io::Result<bool> {
+        let active = self.active.borrow_mut().take();
+        match active {
+            Some(active) => self.seal(active).await.map(|()| true),
+            None => Ok(false),
+        }
     }
 
     /// Seals what is open.
     pub(super) async fn close(&self) -> io::Result<()> {
-        let active = self.active.borrow_mut().take();
-        match active {
-            Some(active) => self.seal(active).await,
-            None => Ok(()),
-        }
+        self.rotate().await.map(drop)
     }
 }

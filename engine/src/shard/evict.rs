@@ -17,8 +17,8 @@ use std::{collections::HashMap, pin::pin, time::Duration};
 
 /// How often a shard looks whether it has too much.
 const TICK: Duration = Duration::from_millis(100);
-/// After a round that could not free what it should, the next one waits at least as long: leases
-/// have to end first. Twenty times what the round took, so that it costs a twentieth of the core.
+/// After a round that could free nothing, the next one waits at least as long: leases have to end
+/// first. Twenty times what the round took, so that it costs a twentieth of the core.
 const FRUITLESS_PAUSE: Duration = Duration::from_secs(1);
 /// Blobs whose files are removed in one step.
 const REMOVALS_MAX: usize = 64;
@@ -58,27 +58,22 @@ impl Shard {
             let began = self.env.clock.now();
             let room_was_made = self.evict().await;
             self.space.tended(room_was_made);
-            let (bytes, files, in_any_case) = self.space.excess();
-            if in_any_case == 0 && (bytes > 0 || files > 0) {
+            if !room_was_made {
                 let took = self.env.clock.now().saturating_sub(began);
                 self.env.alarms.sleep((took * 20).max(FRUITLESS_PAUSE)).await;
-            } else if !room_was_made {
-                self.env.alarms.sleep(TICK).await;
             }
         }
     }
 
-    /// One round; whether it made room.
+    /// One round; whether it made room, or brought the next one nearer to that.
     pub(super) async fn evict(&self) -> bool {
         let before = self.evictions.get().bytes;
         let (bytes, files, in_any_case) = self.space.excess();
         let cutoff = self.survey().await.cutoff(bytes, files, in_any_case);
         self.evict_files(&cutoff).await;
         let (bytes, _, _) = self.space.excess();
-        if bytes > 0 {
-            self.evict_records(&cutoff, bytes).await;
-        }
-        self.evictions.get().bytes > before
+        let sealed = bytes > 0 && self.evict_records(&cutoff, bytes).await;
+        sealed || self.evictions.get().bytes > before
     }
 
     /// Looks at everything once.
@@ -159,24 +154,27 @@ impl Shard {
         self.evictions.set(evictions);
     }
 
-    /// Lets segments go that make `wanted` bytes of room.
-    async fn evict_records(&self, cutoff: &Cutoff, wanted: u64) {
+    /// Lets segments go that make `wanted` bytes of room. Where none may go, the one that grows is
+    /// sealed for the next round, if it may; whether it was.
+    async fn evict_records(&self, cutoff: &Cutoff, wanted: u64) -> bool {
         let staying = self.staying(cutoff).await;
-        let mut victims: Vec<(u32, u64, u64)> = Vec::new();
-        for (id, bytes) in self.segments.held.settled() {
+        let worth = |(id, bytes): (u32, u64)| {
             let stay = staying.get(&id).copied().unwrap_or_default();
             let carried = stay.bytes.min(bytes / 2).max(stay.promised);
             let freed = bytes.saturating_sub(carried);
-            // Not worth the copying, unless it costs next to none.
-            if freed > carried / 2 {
-                victims.push((id, bytes, freed));
-            }
-        }
+            // Otherwise not worth the copying.
+            (freed > carried / 2).then_some((id, bytes, freed))
+        };
+        let settled = self.segments.held.settled().into_iter();
+        let mut victims: Vec<(u32, u64, u64)> = settled.filter_map(worth).collect();
         if victims.is_empty() {
-            if let Err(error) = self.segments.rotate().await {
-                tracing::error!(%error, "the open segment could not be sealed");
+            if self.segments.held.growing().and_then(worth).is_none() {
+                return false;
             }
-            return;
+            return self.segments.rotate().await.unwrap_or_else(|error| {
+                tracing::error!(%error, "the open segment could not be sealed");
+                false
+            });
         }
         // By the share that is freed, the most first.
         victims.sort_unstable_by(|(a, a_bytes, a_freed), (b, b_bytes, b_freed)| {
@@ -194,6 +192,7 @@ impl Shard {
             }
             freed += frees;
         }
+        false
     }
 
     /// What is to stay of each segment.

@@ -94,7 +94,10 @@ fn what_was_promised_stays_until_it_must_go_and_is_counted_then() {
         put_all(shard, &all).await;
         let before = shard.space_used();
         allow(shard, before / 2, ALL);
+        let segments = shard.holdings().segments;
         assert!(!shard.evict().await);
+        shard.put_action(&[1; HASH_BYTES], b"result").await.unwrap();
+        assert_eq!(shard.holdings().segments, segments, "none is sealed for nothing");
         assert_eq!(shard.holdings().evictions, Evictions::default());
         assert!(present(shard, &all).await.into_iter().all(|there| there));
         allow(shard, before / 2, before / 2);

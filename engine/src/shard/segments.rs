@@ -106,6 +106,12 @@ impl HeldSegments {
         settled.map(|(&id, held)| (id, held.bytes)).collect()
     }
 
+    /// The segment that grows, and what this shard counts for it.
+    pub(super) fn growing(&self) -> Option<(u32, u64)> {
+        let held = self.held.borrow();
+        held.iter().find(|(_, held)| held.growing).map(|(&id, held)| (id, held.bytes))
+    }
+
     /// A result in it was overwritten.
     pub(super) fn overwritten(&self, id: u32) {
         if let Some(held) = self.held.borrow_mut().get_mut(&id) {
