@@ -218,13 +218,7 @@ impl Shard {
     fn lose_unreadable(&self, record: &RecordEntry, place: Place) {
         match record.kind {
             Kind::Blob => self.lose_record(&digest_of(record), place),
-            Kind::Action => {
-                tracing::error!(segment = place.segment, "a result's record is damaged");
-                let mut actions = self.actions.borrow_mut();
-                if actions.get_mut(&record.hash).is_some_and(|entry| entry.place == place) {
-                    actions.remove(&record.hash);
-                }
-            }
+            Kind::Action => self.lose_result(&record.hash, place),
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     blob::{BlobError, Home, Result},
-    digest::{Digest, Hasher},
+    digest::{Digest, HASH_BYTES, Hasher},
     limits::IO_BYTES,
 };
 use bytes::Bytes;
@@ -88,17 +88,8 @@ impl Shard {
             return Ok(());
         }
         let file = self.open_home(digest, home).await?;
-        let mut hasher = Hasher::new(digest.function());
-        while hasher.size() < digest.size() {
-            let rest = usize::try_from(digest.size() - hasher.size()).unwrap_or(usize::MAX);
-            match self.env.disk.read(&file, hasher.size(), rest.min(IO_BYTES)).await {
-                Ok(bytes) => hasher.update(&bytes),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-                Err(error) => return Err(error.into()),
-            }
-            futures_lite::future::yield_now().await;
-        }
-        if hasher.finish() != *digest {
+        let pause = async |_| futures_lite::future::yield_now().await;
+        if !self.holds(&file, digest, pause).await? {
             self.quarantine(digest, home, &file).await;
             return Err(BlobError::NotFound(*digest));
         }
@@ -108,6 +99,27 @@ impl Shard {
         Ok(())
     }
 
+    /// Whether a file holds a blob; `pause` is called with the length of each piece that was read.
+    pub(super) async fn holds(
+        &self,
+        file: &Arc<File>,
+        digest: &Digest,
+        mut pause: impl AsyncFnMut(usize),
+    ) -> Result<bool> {
+        let mut hasher = Hasher::new(digest.function());
+        while hasher.size() < digest.size() {
+            let rest = usize::try_from(digest.size() - hasher.size()).unwrap_or(usize::MAX);
+            let length = rest.min(IO_BYTES);
+            match self.env.disk.read(file, hasher.size(), length).await {
+                Ok(bytes) => hasher.update(&bytes),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(error.into()),
+            }
+            pause(length).await;
+        }
+        Ok(hasher.finish() == *digest)
+    }
+
     /// Takes a bad file from the index, and its name from the disk, so that a later start does not
     /// take it for a blob again.
     async fn quarantine(&self, digest: &Digest, home: Home, bad: &Arc<File>) {
@@ -115,6 +127,15 @@ impl Shard {
         let path = self.config.layout.blob(digest, home == Home::Executable);
         if let Err(error) = self.env.disk.remove_if_same(bad.clone(), path).await {
             tracing::error!(%digest, %error, "a damaged blob could not be removed");
+        }
+    }
+
+    /// Forgets a result whose record there is damaged.
+    pub(super) fn lose_result(&self, key: &[u8; HASH_BYTES], place: Place) {
+        tracing::error!(segment = place.segment, "a result's record is damaged");
+        let mut actions = self.actions.borrow_mut();
+        if actions.get_mut(key).is_some_and(|now| now.place == place) {
+            actions.remove(key);
         }
     }
 

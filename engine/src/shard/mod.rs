@@ -236,11 +236,7 @@ impl Shard {
         let length = RECORD_HEADER_BYTES + entry.length as usize;
         let record = self.env.disk.read(&file, start, length).await?;
         let Some(bytes) = segment::checked_payload(&record, key) else {
-            tracing::error!(segment = entry.place.segment, "a result's record is damaged");
-            let mut actions = self.actions.borrow_mut();
-            if actions.get_mut(key).is_some_and(|now| now.place == entry.place) {
-                actions.remove(key);
-            }
+            self.lose_result(key, entry.place);
             return Ok(None);
         };
         let record = (entry.place.segment, entry.place.offset);

@@ -4,10 +4,9 @@
 use super::{Shard, index::PARTS};
 use crate::{
     blob::{BlobError, Home, Result},
-    digest::{Digest, Hasher},
-    limits::IO_BYTES,
+    digest::Digest,
 };
-use std::{io, time::Duration};
+use std::time::Duration;
 
 /// Between two passes at least: a small store is not read all the time.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -90,18 +89,8 @@ impl Shard {
             return Ok(());
         }
         let file = self.open_home(&digest, home).await?;
-        let mut hasher = Hasher::new(digest.function());
-        while hasher.size() < digest.size() {
-            let rest = usize::try_from(digest.size() - hasher.size()).unwrap_or(usize::MAX);
-            let length = rest.min(IO_BYTES);
-            match self.env.disk.read(&file, hasher.size(), length).await {
-                Ok(bytes) => hasher.update(&bytes),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-                Err(error) => return Err(error.into()),
-            }
-            pace.read(length as u64).await;
-        }
-        let good = hasher.finish() == digest;
+        let pause = async |length| pace.read(length as u64).await;
+        let good = self.holds(&file, &digest, pause).await?;
         if !good {
             self.note(|scrubbed| scrubbed.damaged += 1);
         }
